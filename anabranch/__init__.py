@@ -1,0 +1,1 @@
+"""Anabranch: a continual recommender with two inflows, federated and streaming."""

@@ -1,0 +1,1 @@
+"""Interactions to adapter updates: what runs where the data is."""

@@ -1,0 +1,1 @@
+"""Values and ports that every part of Anabranch shares; it knows none of them."""

@@ -1,0 +1,1 @@
+"""Any source of data to items and interactions."""

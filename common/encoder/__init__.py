@@ -1,0 +1,1 @@
+"""BERT with LoRA adapters, its frozen lower layers cached: the one place that builds it."""

@@ -1,0 +1,149 @@
+"""The streaming learner's state as serving reads it: frozen arrays, no learner."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from common.errors import ArtifactCorrupt
+from common.manifests import Manifest, TensorSpec
+from common.store import pack_arrays, publish_folder, read_manifest, unpack_arrays
+
+ARRAYS_NAME = "arrays.safetensors"
+IDS_NAME = "ids.json"
+
+
+@dataclass(frozen=True, slots=True)
+class MFSnapshot:
+    """Factors, biases, counts and histories at one point of the stream.
+
+    With h_0, h_1, ... a user's items newest first, the user's factors are
+    ``u = sum_d exp(-d / recency) V[h_d] / sqrt(sum_d exp(-d / recency))`` over the last `window` items, and the score
+    of item k is ``bias[k] + u . Q[k]``.
+
+    Parameters
+    ----------
+    item_ids
+        Row order of all item arrays, n in number.
+    history_factors
+        V, float32 [n, k]: what an item says about a user who clicked it.
+    item_factors
+        Q, float32 [n, k]: what is scored.
+    item_bias
+        float32 [n].
+    item_counts
+        Positive events an item, int64 [n]; 0 means the row still is its prior.
+    user_ids
+        u in number.
+    history_starts, history_items
+        int64 [u + 1] and int32 [h]: user j's recent positive items, oldest first, are
+        ``history_items[history_starts[j]:history_starts[j + 1]]``.
+    seen_starts, seen_items
+        The same for every item the user ever liked, each once, sorted.
+    recency
+        Decay of the history, in events.
+    window
+        How many of the newest items count.
+    events
+        Events applied so far.
+    offsets
+        Topic to partition (as text) to the next offset to read.
+    """
+
+    item_ids: tuple[str, ...]
+    history_factors: np.ndarray
+    item_factors: np.ndarray
+    item_bias: np.ndarray
+    item_counts: np.ndarray
+    user_ids: tuple[str, ...]
+    history_starts: np.ndarray
+    history_items: np.ndarray
+    seen_starts: np.ndarray
+    seen_items: np.ndarray
+    recency: float
+    window: int
+    events: int
+    offsets: dict[str, dict[str, int]]
+
+    def user_factors(self, history: np.ndarray) -> np.ndarray:
+        """Return u, float32 [k], from item rows given oldest first; zeros for an empty history."""
+        newest = np.asarray(history, dtype=np.int64)[::-1][: self.window]
+        if not len(newest):
+            return np.zeros(self.item_factors.shape[1], dtype=np.float32)
+        weights = np.exp(-np.arange(len(newest), dtype=np.float32) / np.float32(self.recency))
+        folded: np.ndarray = (weights @ self.history_factors[newest]) / np.sqrt(weights.sum())
+        return folded
+
+    def scores(self, history: np.ndarray) -> np.ndarray:
+        """Return the score of every item, float32 [n], for a history of item rows given oldest first."""
+        scored: np.ndarray = self.item_bias + self.item_factors @ self.user_factors(history)
+        return scored
+
+
+_ARRAYS = (
+    "history_factors",
+    "item_factors",
+    "item_bias",
+    "item_counts",
+    "history_starts",
+    "history_items",
+    "seen_starts",
+    "seen_items",
+)
+
+
+class _Ids(msgspec.Struct, frozen=True):
+    items: tuple[str, ...]
+    users: tuple[str, ...]
+
+
+def write_snapshot(folder: Path, snapshot: MFSnapshot, created_at: int) -> Manifest:
+    """Publish the snapshot as an immutable folder; see `common.store.publish_folder`."""
+    arrays = {name: getattr(snapshot, name) for name in _ARRAYS}
+    manifest = Manifest(
+        kind="mf-snapshot",
+        version=folder.name,
+        parents=(),
+        created_at=created_at,
+        tensors={name: TensorSpec(array.shape, array.dtype.name) for name, array in arrays.items()},
+        details={
+            "recency": snapshot.recency,
+            "window": snapshot.window,
+            "events": snapshot.events,
+            "offsets": snapshot.offsets,
+        },
+    )
+    ids = msgspec.json.encode(_Ids(snapshot.item_ids, snapshot.user_ids))
+    return publish_folder(folder, {ARRAYS_NAME: pack_arrays(arrays), IDS_NAME: ids}, manifest)
+
+
+def read_snapshot(folder: Path) -> MFSnapshot:
+    """Read a snapshot back, checked against its manifest.
+
+    Raises
+    ------
+    ArtifactCorrupt
+        When a file is missing or a tensor has another shape or dtype, naming it.
+    """
+    manifest = read_manifest(folder)
+    try:
+        arrays = unpack_arrays((folder / ARRAYS_NAME).read_bytes(), str(folder / ARRAYS_NAME))
+        ids = msgspec.json.decode((folder / IDS_NAME).read_bytes(), type=_Ids)
+    except (OSError, msgspec.DecodeError, msgspec.ValidationError) as error:
+        raise ArtifactCorrupt(f"{folder} is not a whole snapshot: {error}") from error
+    for name, spec in manifest.tensors.items():
+        found = arrays.get(name)
+        if found is None or (found.shape, found.dtype.name) != (spec.shape, spec.dtype):
+            shown = "missing" if found is None else f"{found.dtype.name} {found.shape}"
+            raise ArtifactCorrupt(f"tensor {name!r} of {folder} is {shown}", expected=f"{spec.dtype} {spec.shape}")
+    details = manifest.details
+    return MFSnapshot(
+        item_ids=ids.items,
+        user_ids=ids.users,
+        recency=float(details["recency"]),
+        window=int(details["window"]),
+        events=int(details["events"]),
+        offsets={str(topic): dict(parts) for topic, parts in details["offsets"].items()},
+        **{name: arrays[name] for name in _ARRAYS},
+    )

@@ -1,0 +1,1 @@
+"""Adapter updates to a global model, and the global model to answers."""

@@ -1,0 +1,1 @@
+"""Clicks to a matrix-factorisation snapshot; never reaches torch."""
