@@ -162,6 +162,10 @@ class Registry:
                 mend="stop the other process that publishes to this store",
             ) from error
 
+    def names(self) -> tuple[str, ...]:
+        """Return the names of all whole versions, sorted; nothing is read."""
+        return tuple(folder.name for folder in self._version_folders())
+
     def versions(self) -> tuple[Manifest, ...]:
         """Return the manifests of all whole versions, oldest first.
 
@@ -288,7 +292,7 @@ class Registry:
             yield from (path for path in sorted(folder.iterdir()) if path.is_dir() and _NAME.fullmatch(path.name))
 
     def _known(self) -> str:
-        names = [folder.name for folder in self._version_folders()]
+        names = self.names()
         if not names:
             return "a published version (there is none yet)"
         more = f"{len(names) - _SHOWN} older ones, " if len(names) > _SHOWN else ""

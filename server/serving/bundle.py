@@ -1,0 +1,256 @@
+"""What is served: one adapter version and one snapshot of the stream, frozen together, in catalogue order."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from common.errors import ArtifactCorrupt, StoreMismatch
+from common.items import Catalogue
+from common.manifests import Manifest
+from common.snapshots import MFSnapshot, read_snapshot
+from common.store import verify_folder
+from server.registry import CURRENT, Registry
+
+ADAPTER_FILE = "adapter/adapter_model.safetensors"
+VECTORS_FILE = "item_vectors.safetensors"
+VECTORS_TENSOR = "item_vectors"
+SNAPSHOT_POINTER = "current"
+_UNIT_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """One adapter version: what encodes a query, and what it is compared with.
+
+    Parameters
+    ----------
+    manifest
+        Of the version.
+    adapter
+        Tensors of the PEFT file.
+    item_vectors
+        float32 [n, d], unit rows, computed with this very adapter.
+    """
+
+    manifest: Manifest
+    adapter: Mapping[str, np.ndarray]
+    item_vectors: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """One snapshot of the click learner, its rows in catalogue order.
+
+    Parameters
+    ----------
+    manifest
+        Of the snapshot.
+    snapshot
+        Aligned by `align`.
+    """
+
+    manifest: Manifest
+    snapshot: MFSnapshot
+    users: Mapping[str, int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        # object.__setattr__: the index is derived from a frozen field, once
+        object.__setattr__(self, "users", {user: row for row, user in enumerate(self.snapshot.user_ids)})
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """Everything one answer is made of; a reader holds one and sees no change.
+
+    Parameters
+    ----------
+    catalogue
+        n items.
+    model
+        The adapter version with its item vectors.
+    stream
+        The click learner's snapshot, or None before the first.
+    """
+
+    catalogue: Catalogue
+    model: Model
+    stream: Stream | None
+
+    @property
+    def version(self) -> str:
+        """The model version that every answer names."""
+        return self.model.manifest.version
+
+    @property
+    def counts(self) -> np.ndarray:
+        """Positive events an item, int64 [n]; all 0 before the first snapshot."""
+        if self.stream is None:
+            return np.zeros(len(self.catalogue), dtype=np.int64)
+        return self.stream.snapshot.item_counts
+
+    def history_of(self, user_id: str | None) -> np.ndarray | None:
+        """Return the user's recent item rows, oldest first, or None for a user that the stream does not know."""
+        row = self._user_row(user_id)
+        if self.stream is None or row is None:
+            return None
+        snapshot = self.stream.snapshot
+        return snapshot.history_items[snapshot.history_starts[row] : snapshot.history_starts[row + 1]]
+
+    def seen_by(self, user_id: str | None) -> np.ndarray:
+        """Return the rows of all items that the user ever liked; empty for an unknown user."""
+        row = self._user_row(user_id)
+        if self.stream is None or row is None:
+            return np.empty(0, dtype=np.int32)
+        snapshot = self.stream.snapshot
+        return snapshot.seen_items[snapshot.seen_starts[row] : snapshot.seen_starts[row + 1]]
+
+    def _user_row(self, user_id: str | None) -> int | None:
+        return None if self.stream is None or user_id is None else self.stream.users.get(user_id)
+
+
+class BundleSource(Protocol):
+    """Where an edge finds what to serve."""
+
+    def bundle(self) -> Bundle:
+        """Return the newest whole bundle; raise `NoModel` before the first."""
+        ...
+
+    def models(self) -> tuple[tuple[str, ...], str | None]:
+        """Return the names of all versions, in order, and of the current one."""
+        ...
+
+
+def load_model(registry: Registry, version: str = CURRENT) -> Model:
+    """Read one adapter version, every array checked against its hash.
+
+    Raises
+    ------
+    NoModel
+        When nothing is published yet.
+    StoreMismatch
+        When the item vectors do not fit the catalogue.
+    ArtifactCorrupt
+        When a file is not what the manifest says.
+    """
+    manifest = registry.current() if version == CURRENT else registry.manifest(version)
+    name = manifest.version  # from here on by name: `current` may move between two reads
+    vectors = registry.arrays(name, VECTORS_FILE).get(VECTORS_TENSOR)
+    adapter = registry.arrays(name, ADAPTER_FILE)
+    where = f"version {name!r} of {registry.root}"
+    if vectors is None or vectors.ndim != 2 or vectors.shape[0] != len(registry.catalogue):
+        shown = "no item vectors" if vectors is None else f"item vectors of shape {vectors.shape}"
+        raise StoreMismatch(
+            f"{where} has {shown}",
+            expected=f"one row for each of {len(registry.catalogue)} items",
+            consequence="the version is not served",
+            mend="roll back to another version",
+        )
+    norms = np.linalg.norm(vectors, axis=1)
+    if vectors.dtype != np.float32 or not np.all(np.abs(norms - 1.0) <= _UNIT_TOLERANCE):
+        raise ArtifactCorrupt(
+            f"{where} has {vectors.dtype.name} item vectors with norms from {norms.min():.3g} to {norms.max():.3g}",
+            expected="float32 rows of length 1",
+            consequence="the version is not served",
+            mend="roll back to another version",
+        )
+    return Model(manifest, adapter, vectors)
+
+
+def snapshots_folder(root: Path) -> Path:
+    """Return where the stream publishes its snapshots in a store."""
+    return root / "stream" / "snapshots"
+
+
+def snapshot_name(folder: Path) -> str | None:
+    """Return the name that the snapshots' pointer file holds, or None when there is none yet."""
+    try:
+        return (folder / SNAPSHOT_POINTER).read_text(encoding="utf-8").strip() or None
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ArtifactCorrupt(
+            f"pointer {folder / SNAPSHOT_POINTER} cannot be read: {error}", mend="anabranch stream learn writes it anew"
+        ) from error
+
+
+def load_stream(folder: Path, name: str, catalogue: Catalogue) -> Stream:
+    """Read one snapshot, hashes checked, and align it to the catalogue.
+
+    Raises
+    ------
+    ArtifactCorrupt
+        When it is damaged or holds a number that is not finite.
+    """
+    manifest = verify_folder(folder / name)
+    snapshot = read_snapshot(folder / name)
+    for tensor in ("history_factors", "item_factors", "item_bias"):
+        if not np.isfinite(getattr(snapshot, tensor)).all():
+            raise ArtifactCorrupt(
+                f"tensor {tensor!r} of {folder / name} is not finite",
+                expected="finite numbers",
+                consequence="the snapshot is not served",
+                mend="restart the stream learner from an older checkpoint",
+            )
+    return Stream(manifest, align(snapshot, catalogue))
+
+
+def align(snapshot: MFSnapshot, catalogue: Catalogue) -> MFSnapshot:
+    """Return the snapshot with its rows in catalogue order.
+
+    An item that only the catalogue has gets zero rows and count 0 (it is cold); one that only the snapshot has is
+    dropped, from histories as well.
+    """
+    if snapshot.item_ids == catalogue.ids:
+        return snapshot
+    row_in_snapshot = {item_id: row for row, item_id in enumerate(snapshot.item_ids)}
+    source = np.array([row_in_snapshot.get(item_id, -1) for item_id in catalogue.ids], dtype=np.int64)
+    known = source >= 0
+    target = np.full(len(snapshot.item_ids), -1, dtype=np.int64)
+    target[source[known]] = np.flatnonzero(known)
+
+    def rows(array: np.ndarray) -> np.ndarray:
+        moved = np.zeros((len(catalogue), *array.shape[1:]), dtype=array.dtype)
+        moved[known] = array[source[known]]
+        return moved
+
+    history_starts, history_items = _moved_lists(snapshot.history_starts, snapshot.history_items, target)
+    seen_starts, seen_items = _moved_lists(snapshot.seen_starts, snapshot.seen_items, target)
+    return replace(
+        snapshot,
+        item_ids=catalogue.ids,
+        history_factors=rows(snapshot.history_factors),
+        item_factors=rows(snapshot.item_factors),
+        item_bias=rows(snapshot.item_bias),
+        item_counts=rows(snapshot.item_counts),
+        history_starts=history_starts,
+        history_items=history_items,
+        seen_starts=seen_starts,
+        seen_items=seen_items,
+    )
+
+
+def _moved_lists(starts: np.ndarray, items: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rename the items of the users' lists, without those that have no new row."""
+    moved = target[items]
+    kept = moved >= 0
+    before = np.concatenate([[0], np.cumsum(kept)])
+    return before[starts].astype(starts.dtype), moved[kept].astype(items.dtype)
+
+
+def load_bundle(registry: Registry, version: str = CURRENT, snapshots: Path | None = None) -> Bundle:
+    """Read a model version and the stream's newest snapshot, if there is one.
+
+    Parameters
+    ----------
+    version
+        A version or pointer name.
+    snapshots
+        Folder of the snapshots; None takes the store's own.
+    """
+    folder = snapshots_folder(registry.root) if snapshots is None else snapshots
+    model = load_model(registry, version)
+    name = snapshot_name(folder)
+    return Bundle(registry.catalogue, model, None if name is None else load_stream(folder, name, registry.catalogue))

@@ -1,0 +1,178 @@
+"""One score from several opinions: each member is z-scored over the eligible items, then weighted.
+
+Members are factors (the click learner), text (likeness to the user's recent items), query (likeness to the query's
+text) and popularity. Weights depend on how long the history is: without one the factors know nothing, with a long one
+they know most.
+
+An item without a single click has no factors and no popularity of its own. What its factors would say is guessed from
+its text by linear regression over the clicked items of the same question (the correlation of the two z-scores), and
+its popularity counts as average. So it is neither buried nor pushed.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Literal
+
+import numpy as np
+
+from server.serving.bundle import Bundle
+
+MemberKind = Literal["factors", "text", "query", "popularity"]
+TEXT_RECENCY = 10.0
+TEXT_WINDOW = 20
+"""The text interest of a history is sum exp(-d / TEXT_RECENCY) v over its newest TEXT_WINDOW items."""
+
+
+@dataclass(frozen=True, slots=True)
+class FusionWeights:
+    """How much each member counts, all >= 0."""
+
+    factors: float
+    text: float
+    query: float
+    popularity: float
+
+
+@dataclass(frozen=True, slots=True)
+class FusionTable:
+    """Weights by length of history.
+
+    Parameters
+    ----------
+    rows
+        ``(from_length, weights)``, ascending, the first from 0.
+    """
+
+    rows: tuple[tuple[int, FusionWeights], ...] = (
+        (0, FusionWeights(factors=0.0, text=0.0, query=2.0, popularity=0.5)),
+        (1, FusionWeights(factors=1.0, text=0.5, query=2.0, popularity=0.2)),
+        (6, FusionWeights(factors=1.0, text=0.3, query=2.0, popularity=0.1)),
+        (21, FusionWeights(factors=1.0, text=0.2, query=2.0, popularity=0.0)),
+    )
+
+    def weights(self, history: int) -> FusionWeights:
+        """Return the weights for a history of so many items."""
+        return next(weights for start, weights in reversed(self.rows) if history >= start)
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One member's opinion.
+
+    Parameters
+    ----------
+    z
+        float64 [n]: ``(raw - mean) / spread``, 0 where the member knows nothing.
+    coefficient
+        float64 [n]: its weight for each item.
+    spread
+        Standard deviation of the raw scores; infinite when they are all the same, and z is 0 then.
+    over
+        bool [n]: the items that mean and spread are taken over.
+    """
+
+    z: np.ndarray
+    coefficient: np.ndarray
+    spread: float
+    over: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class Fused:
+    """The members' opinions and their weighted sum, float64 [n]."""
+
+    scores: np.ndarray
+    members: Mapping[MemberKind, Member]
+
+
+def history_weights(history: np.ndarray, recency: float, window: int) -> np.ndarray:
+    """Return exp(-d / recency) for each item of a history given oldest first, float64; 0 beyond the window."""
+    distance = np.arange(len(history), dtype=np.float64)[::-1]
+    weights: np.ndarray = np.where(distance < window, np.exp(-distance / recency), 0.0)
+    return weights
+
+
+def text_interest(vectors: np.ndarray, history: np.ndarray) -> tuple[np.ndarray, float]:
+    """Return the unit vector of a history's text, float64 [d], and the length it had; zeros for no history."""
+    summed = history_weights(history, TEXT_RECENCY, TEXT_WINDOW) @ vectors[history].astype(np.float64)
+    length = float(np.linalg.norm(summed))
+    return (summed / length if length > 0.0 else summed), length
+
+
+def standardised(raw: np.ndarray, over: np.ndarray) -> tuple[np.ndarray, float]:
+    """Return z-scores, float64 [n], 0 outside `over`, and the standard deviation over it (inf for a constant)."""
+    z = np.zeros(len(raw), dtype=np.float64)
+    taken = raw[over].astype(np.float64)
+    if not len(taken):
+        return z, float("inf")
+    centred = taken - taken.mean()
+    spread = float(centred.std())
+    if spread <= 1e-9 * max(1.0, float(np.abs(taken).max())):
+        return z, float("inf")
+    z[over] = centred / spread
+    return z, spread
+
+
+def fuse(
+    bundle: Bundle,
+    history: np.ndarray,
+    query: np.ndarray | None,
+    eligible: np.ndarray,
+    table: FusionTable,
+) -> Fused:
+    """Score every eligible item.
+
+    Parameters
+    ----------
+    history
+        Item rows, oldest first.
+    query
+        Unit vector of the query's text, float32 [d], or None.
+    eligible
+        bool [n]; the others' scores mean nothing.
+    """
+    weights = table.weights(len(history))
+    vectors = bundle.model.item_vectors
+    warm = bundle.counts > 0
+    clicked = eligible & warm
+    asked = bool(len(history)) or query is not None
+    members: dict[MemberKind, Member] = {}
+
+    def join(kind: MemberKind, raw: np.ndarray, over: np.ndarray, weight: float | np.ndarray) -> np.ndarray:
+        z, spread = standardised(raw, over)
+        members[kind] = Member(z, np.broadcast_to(np.asarray(weight, dtype=np.float64), z.shape), spread, over)
+        return z
+
+    guess = 0.0
+    text = vectors @ text_interest(vectors, history)[0].astype(np.float32) if len(history) else None
+    if bundle.stream is not None and len(history):
+        factors = join("factors", bundle.stream.snapshot.scores(history), clicked, weights.factors)
+        if text is not None:
+            guess = max(0.0, float(_mean_product(factors, standardised(text, clicked)[0], clicked)))
+    if text is not None:
+        join("text", text, eligible, weights.text + weights.factors * guess * ~warm)
+    if query is not None:
+        join("query", vectors @ query, eligible, weights.query)
+    join("popularity", np.log1p(bundle.counts), clicked if asked else eligible, weights.popularity)
+    scores = np.zeros(len(vectors), dtype=np.float64)
+    for member in members.values():
+        scores += member.coefficient * member.z
+    return Fused(scores, MappingProxyType(members))
+
+
+def _mean_product(one: np.ndarray, other: np.ndarray, over: np.ndarray) -> float:
+    return float(np.mean(one[over] * other[over])) if over.any() else 0.0
+
+
+def best(scores: np.ndarray, eligible: np.ndarray, k: int) -> np.ndarray:
+    """Return the rows of the k best eligible items, best first, ties in catalogue order."""
+    rows = np.flatnonzero(eligible)
+    if len(rows) > k:
+        among = scores[rows]
+        threshold = np.partition(among, len(rows) - k)[len(rows) - k]
+        above = rows[among > threshold]
+        level = rows[among == threshold][: k - len(above)]
+        rows = np.sort(np.concatenate([above, level]))
+    ordered: np.ndarray = rows[np.argsort(-scores[rows], kind="stable")]
+    return ordered

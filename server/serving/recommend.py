@@ -1,0 +1,231 @@
+"""Question in, slate out: pure, whatever edge asks."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from common.errors import InvalidSetting, UnknownName, UsageError
+from common.events import MAX_ID_LENGTH
+from server.serving.bundle import Bundle
+from server.serving.fusion import FusionTable, best, fuse
+from server.serving.reasons import Reason, reasons_for
+
+MAX_K = 500
+MAX_HISTORY = 1_000
+MAX_QUERY = 100_000
+"""Longest query, in characters; the encoder cuts it to its own length."""
+
+RequestIds = Callable[[], str]
+"""Gives each slate a new id, by which later clicks refer to it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is asked.
+
+    Parameters
+    ----------
+    user_id
+        Whose history and seen items are used; None for nobody in particular.
+    history
+        Ids of items liked beyond what is known of the user, oldest first.
+    query
+        Text to be close to.
+    k
+        How many items.
+    exclude_seen
+        Leave out what the user liked already and what `history` names.
+    explain
+        Give reasons.
+
+    Raises
+    ------
+    InvalidSetting
+        When a value is out of range.
+    """
+
+    user_id: str | None = None
+    history: tuple[str, ...] = ()
+    query: str | None = None
+    k: int = 10
+    exclude_seen: bool = True
+    explain: bool = False
+
+    def __post_init__(self) -> None:
+        checked_k(self.k)
+        if self.user_id is not None and not 0 < len(self.user_id) <= MAX_ID_LENGTH:
+            raise InvalidSetting(
+                f"a user id of {len(self.user_id)} characters", expected=f"1 to {MAX_ID_LENGTH}, or none"
+            )
+        if len(self.history) > MAX_HISTORY:
+            raise InvalidSetting(f"a history of {len(self.history)} items", expected=f"at most {MAX_HISTORY}")
+        if self.query is None:
+            return
+        if not self.query.strip():
+            raise InvalidSetting("an empty query", expected="some text, or no query at all")
+        if len(self.query) > MAX_QUERY:
+            raise InvalidSetting(f"a query of {len(self.query)} characters", expected=f"at most {MAX_QUERY}")
+        if any("\ud800" <= letter <= "\udfff" for letter in self.query):
+            raise InvalidSetting("a query with half a surrogate pair", expected="text that can be written as UTF-8")
+
+
+@dataclass(frozen=True, slots=True)
+class Recommendation:
+    """One recommended item.
+
+    Parameters
+    ----------
+    rank
+        From 1.
+    score
+        Weighted sum of z-scores: comparable within one slate, not across slates.
+    propensity
+        Probability that the serving policy shows this item here. The policy is the deterministic top k, so it is 1.
+    reasons
+        Their weights add up to the score; empty unless they were asked for.
+    """
+
+    item_id: str
+    rank: int
+    score: float
+    propensity: float
+    title: str
+    reasons: tuple[Reason, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Slate:
+    """The answer.
+
+    Parameters
+    ----------
+    request_id
+        Clicks that follow from it carry this.
+    model_version
+        The version whose vectors it was made with.
+    known_user
+        Whether the click learner knows the user.
+    items
+        Best first.
+    ignored
+        "unknown_items": how many ids of the given history are not in the catalogue.
+    """
+
+    request_id: str
+    model_version: str
+    known_user: bool
+    items: tuple[Recommendation, ...]
+    ignored: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class SimilarItem:
+    """One item like another; `score` is the cosine of their text vectors."""
+
+    item_id: str
+    rank: int
+    score: float
+    title: str
+
+
+@dataclass(frozen=True, slots=True)
+class SimilarItems:
+    """Items whose text is like one item's, best first."""
+
+    item_id: str
+    model_version: str
+    items: tuple[SimilarItem, ...]
+
+
+class UnknownItem(UnknownName):
+    """An item that the catalogue does not hold."""
+
+    def __init__(self, item_id: str) -> None:
+        # the known names would be the whole catalogue, so they are not listed
+        UsageError.__init__(self, f"no item {item_id[:100]!r}", expected="the id of an item in the catalogue")
+
+
+def checked_k(k: int) -> int:
+    """Return k, or raise `InvalidSetting` when it is not between 1 and `MAX_K`."""
+    if not 1 <= k <= MAX_K:
+        raise InvalidSetting(f"k = {k}", expected=f"1 to {MAX_K}")
+    return k
+
+
+DEFAULT_TABLE = FusionTable()
+
+
+def recommend(
+    bundle: Bundle,
+    question: Question,
+    query_vector: np.ndarray | None,
+    request_id: str,
+    table: FusionTable = DEFAULT_TABLE,
+) -> Slate:
+    """Answer a question from one bundle.
+
+    Parameters
+    ----------
+    query_vector
+        The query's unit vector under the bundle's own adapter, float32 [d]; None when there is no query.
+    request_id
+        Becomes the slate's.
+    """
+    known = bundle.history_of(question.user_id)
+    positions = [bundle.catalogue.index(item_id) for item_id in question.history]
+    given = np.array([row for row in positions if row is not None], dtype=np.int64)
+    history = given if known is None else np.concatenate([known.astype(np.int64), given])
+    eligible = np.ones(len(bundle.catalogue), dtype=bool)
+    if question.exclude_seen:
+        eligible[bundle.seen_by(question.user_id)] = False
+        eligible[history] = False
+    fused = fuse(bundle, history, query_vector, eligible, table)
+    chosen = best(fused.scores, eligible, question.k)
+    why = reasons_for(bundle, history, fused, chosen) if question.explain else [()] * len(chosen)
+    items = tuple(
+        Recommendation(
+            item_id=bundle.catalogue[int(row)].item_id,
+            rank=rank,
+            score=float(fused.scores[row]),
+            propensity=1.0,
+            title=bundle.catalogue[int(row)].title,
+            reasons=reasons,
+        )
+        for rank, (row, reasons) in enumerate(zip(chosen, why, strict=True), start=1)
+    )
+    unknown = len(question.history) - len(given)
+    return Slate(request_id, bundle.version, known is not None, items, {"unknown_items": unknown})
+
+
+def similar(bundle: Bundle, item_id: str, k: int) -> SimilarItems:
+    """Return the k items whose text is most like the item's, itself left out.
+
+    Raises
+    ------
+    UnknownItem
+        When the catalogue does not hold it.
+    """
+    checked_k(k)
+    row = bundle.catalogue.index(item_id)
+    if row is None:
+        raise UnknownItem(item_id)
+    vectors = bundle.model.item_vectors
+    scores = (vectors @ vectors[row]).astype(np.float64)
+    others = np.ones(len(vectors), dtype=bool)
+    others[row] = False
+    items = tuple(
+        SimilarItem(bundle.catalogue[int(i)].item_id, rank, float(scores[i]), bundle.catalogue[int(i)].title)
+        for rank, i in enumerate(best(scores, others, k), start=1)
+    )
+    return SimilarItems(item_id, bundle.version, items)
+
+
+def slate_payload(slate: Slate, *, explain: bool) -> dict[str, Any]:
+    """Return the slate as JSON values; `reasons` only where they were asked for."""
+    payload = asdict(slate)
+    if not explain:
+        for item in payload["items"]:
+            del item["reasons"]
+    return payload

@@ -1,0 +1,180 @@
+"""Takes up new versions while answering: polls the pointers, builds the new bundle aside, moves one reference."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from common.errors import AnabranchError, NoModel
+from server.registry import CURRENT, Registry
+from server.serving.bundle import Bundle, Model, Stream, load_model, load_stream, snapshot_name, snapshots_folder
+
+log = logging.getLogger(__name__)
+RETRY_SECONDS = 30.0
+"""A version that could not be loaded is tried again after this long; re-hashing it at every poll would cost a core."""
+
+Part = TypeVar("Part", Model, Stream)
+
+
+@dataclass(frozen=True, slots=True)
+class _Refused:
+    name: str
+    at: float
+
+
+class FixedSource:
+    """Serves one bundle for ever.
+
+    Parameters
+    ----------
+    registry
+        Where the list of versions comes from.
+    bundle
+        What is served.
+    """
+
+    def __init__(self, registry: Registry, bundle: Bundle) -> None:
+        self._registry, self._bundle = registry, bundle
+
+    def bundle(self) -> Bundle:
+        """Return the bundle."""
+        return self._bundle
+
+    def models(self) -> tuple[tuple[str, ...], str | None]:
+        """Return the names of all versions, in order, and of the current one."""
+        return self._registry.names(), self._registry.pointer(CURRENT)
+
+
+class ReloadingSource:
+    """Serves what the store's pointers name, without a pause.
+
+    Model and snapshot are taken up apart from each other: a damaged one is logged, and the one before it stays.
+
+    Parameters
+    ----------
+    root
+        The store; it may still lack a model, or be missing altogether.
+    every
+        Seconds between two looks at the pointers (two small files).
+    monotonic
+        Seconds that never go back.
+    """
+
+    def __init__(self, root: Path, every: float = 2.0, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._root, self._every, self._monotonic = root, every, monotonic
+        self._registry: Registry | None = None
+        self._bundle: Bundle | None = None
+        self._refused: dict[str, _Refused] = {}
+        self._refreshing = threading.Lock()
+
+    def bundle(self) -> Bundle:
+        """Return the newest whole bundle.
+
+        Raises
+        ------
+        NoModel
+            Before the first one.
+        """
+        bundle = self._bundle
+        if bundle is None:
+            raise NoModel(
+                f"{self._root} holds no current model",
+                expected="a published version",
+                mend=f"anabranch simulate --store {self._root}",
+            )
+        return bundle
+
+    def models(self) -> tuple[tuple[str, ...], str | None]:
+        """Return the names of all versions, in order, and of the current one."""
+        registry = self._registry
+        return ((), None) if registry is None else (registry.names(), registry.pointer(CURRENT))
+
+    def refresh(self) -> bool:
+        """Look at the pointers once and take up what is new; return whether anything was.
+
+        Raises
+        ------
+        StoreMismatch, ArtifactCorrupt
+            Only when the store itself cannot be opened; a version that cannot be read is logged instead.
+        """
+        with self._refreshing:
+            registry = self._opened()
+            if registry is None:
+                return False
+            old, folder = self._bundle, snapshots_folder(self._root)
+            model = self._take(
+                "model",
+                lambda: registry.pointer(CURRENT),
+                None if old is None else old.model,
+                lambda name: load_model(registry, name),
+            )
+            if model is None:
+                return False
+            stream = self._take(
+                "snapshot",
+                lambda: snapshot_name(folder),
+                None if old is None else old.stream,
+                lambda name: load_stream(folder, name, registry.catalogue),
+            )
+            if old is not None and model is old.model and stream is old.stream:
+                return False
+            # the one write that readers see
+            self._bundle = Bundle(registry.catalogue, model, stream)
+            return True
+
+    @contextmanager
+    def polling(self) -> Iterator[None]:
+        """Refresh now, then in a thread until the block is left."""
+        self.refresh()
+        stop = threading.Event()
+        thread = threading.Thread(target=self._poll, args=(stop,), name="anabranch-reload", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join(timeout=30.0)
+
+    def _poll(self, stop: threading.Event) -> None:
+        while not stop.wait(self._every):
+            try:
+                self.refresh()
+            except (AnabranchError, OSError) as error:
+                log.warning("the store is not read: %s", error)
+            except Exception:
+                # the thread must outlive any surprise in a new version, or no later version would be taken up
+                log.exception("a new version is not taken up")
+
+    def _opened(self) -> Registry | None:
+        if self._registry is None:
+            try:
+                self._registry = Registry.open(self._root)
+            except NoModel:
+                return None
+        return self._registry
+
+    def _take(
+        self, kind: str, find: Callable[[], str | None], held: Part | None, load: Callable[[str], Part]
+    ) -> Part | None:
+        """Return what the pointer names, or what is held when that is the same or cannot be read."""
+        name: str | None = None
+        try:
+            name = find()
+            refused = self._refused.get(kind)
+            if name is None or (held is not None and held.manifest.version == name):
+                return held
+            if refused is not None and refused.name == name and self._monotonic() < refused.at + RETRY_SECONDS:
+                return held
+            part = load(name)
+        except (AnabranchError, OSError) as error:
+            kept = "nothing is served yet" if held is None else f"{held.manifest.version} stays"
+            log.warning("%s %s is not taken up, %s: %s", kind, name, kept, error)
+            self._refused[kind] = _Refused(name or "", self._monotonic())
+            return held
+        self._refused.pop(kind, None)
+        log.info("%s %s is served now", kind, part.manifest.version)
+        return part

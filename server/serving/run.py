@@ -1,0 +1,185 @@
+"""Running the service: a socket bound before anything is loaded, uvicorn on it, in this thread or in another."""
+
+import errno
+import ipaddress
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+from threadpoolctl import threadpool_limits
+
+from common.errors import InvalidSetting, PortInUse, ServiceError
+
+BACKLOG = 2_048
+GRACE_SECONDS = 5
+"""How long requests under way may take to finish after a stop."""
+
+
+def pin_blas_threads() -> None:
+    """Let numpy's matrix products use one thread in this process.
+
+    A request is one small product; waking more threads costs more than they gain, and they would fight over the cores
+    with the other requests.
+    """
+    threadpool_limits(limits=1, user_api="blas")
+
+
+def checked_host(host: str, *, allow_remote: bool) -> str:
+    """Return the host, or refuse one that others can reach.
+
+    Raises
+    ------
+    InvalidSetting
+        When it is no loopback address and that was not allowed.
+    """
+    if host == "localhost" or allow_remote:
+        return host
+    try:
+        loopback = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        loopback = False
+    if not loopback:
+        raise InvalidSetting(
+            f"host {host!r} can be reached from other machines, and the service has no authentication yet",
+            expected="a loopback address (127.0.0.1, ::1, localhost)",
+            mend="put a proxy that authenticates before it, or give --allow-remote",
+        )
+    return host
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Return a listening socket; port 0 takes a free one.
+
+    Raises
+    ------
+    PortInUse
+        When another process listens there.
+    ServiceError
+        When the address cannot be bound for another reason.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except (OSError, OverflowError, UnicodeError) as error:
+        raise ServiceError(f"host {host!r} cannot be resolved: {error}", mend="--host 127.0.0.1") from error
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        # listening now: two sockets that are only bound could share the port
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        if error.errno == errno.EADDRINUSE:
+            raise PortInUse(
+                f"port {port} of {host} is in use", expected="a free port", mend="--port 0 takes a free one"
+            ) from error
+        raise ServiceError(
+            f"{host}:{port} cannot be bound: {error.strerror}", mend="another --host or --port"
+        ) from error
+    return listener
+
+
+def url_of(listener: socket.socket) -> str:
+    """Return the http URL of a listening socket."""
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, except that a signal stops it and is then done with, so the process ends with 0."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        # a second signal does not wait for requests under way
+        self.force_exit = self.should_exit
+        self.should_exit = True
+
+
+def _server(app: FastAPI) -> _Server:
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        server_header=False,
+        timeout_graceful_shutdown=GRACE_SECONDS,
+        loop="asyncio",
+        http="h11",
+        ws="none",
+    )
+    return _Server(config)
+
+
+def serve_until_stopped(app: FastAPI, listener: socket.socket) -> None:
+    """Serve on the socket until Ctrl-C or SIGTERM, then close it."""
+    with listener:
+        _server(app).run(sockets=[listener])
+
+
+@dataclass(frozen=True, slots=True)
+class RunningService:
+    """A service that runs in a thread.
+
+    Parameters
+    ----------
+    url
+        Where it answers.
+    """
+
+    url: str
+
+
+@contextmanager
+def serve_in_thread(
+    app: FastAPI, host: str = "127.0.0.1", port: int = 0, *, seconds: float = 30.0
+) -> Iterator[RunningService]:
+    """Serve in a thread while the block runs.
+
+    Parameters
+    ----------
+    port
+        0 takes a free one.
+    seconds
+        Bound on starting, and again on stopping.
+
+    Raises
+    ------
+    PortInUse
+        When the port is taken.
+    ServiceError
+        When it does not start in time.
+    """
+    with bind(host, port) as listener:
+        server = _server(app)
+        thread = threading.Thread(
+            target=server.run, kwargs={"sockets": [listener]}, name="anabranch-serve", daemon=True
+        )
+        thread.start()
+        try:
+            deadline = time.monotonic() + seconds
+            while not server.started:
+                if not thread.is_alive() or time.monotonic() > deadline:
+                    raise ServiceError(f"the service did not start within {seconds:g} seconds")
+                time.sleep(0.005)
+            yield RunningService(url_of(listener))
+        finally:
+            server.should_exit = True
+            thread.join(timeout=seconds)
