@@ -1,6 +1,5 @@
 """The HTTP edge: it checks, asks the pure functions, and says what went wrong; nothing else."""
 
-import uuid
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -13,7 +12,7 @@ from server.serving import problems
 from server.serving.bundle import Bundle, BundleSource
 from server.serving.problems import Problem, problem_responses
 from server.serving.query import QueryTexts
-from server.serving.recommend import MAX_K, Question, RequestIds, recommend, similar, slate_payload
+from server.serving.recommend import MAX_K, Question, RequestIds, random_request_id, recommend, similar, slate_payload
 from server.serving.schemas import (
     HealthOut,
     ModelOut,
@@ -27,11 +26,6 @@ from server.serving.schemas import (
 UserId = Annotated[str, Path(min_length=1, max_length=MAX_ID_LENGTH, examples=["196"])]
 ItemId = Annotated[str, Path(min_length=1, max_length=MAX_ID_LENGTH, examples=["50"])]
 KParameter = Annotated[int, Query(ge=1, le=MAX_K, description="How many items")]
-
-
-def random_request_id() -> str:
-    """Return a new unguessable id."""
-    return uuid.uuid4().hex
 
 
 def answer(source: BundleSource, queries: QueryTexts, question: Question, new_id: RequestIds) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Question in, slate out: pure, whatever edge asks."""
 
+import uuid
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -19,6 +20,11 @@ MAX_QUERY = 100_000
 
 RequestIds = Callable[[], str]
 """Gives each slate a new id, by which later clicks refer to it."""
+
+
+def random_request_id() -> str:
+    """Return a new unguessable id."""
+    return uuid.uuid4().hex
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,193 @@
+"""`anabranch model`: which versions there are, and which one is current."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from anabranch.output import Output
+from common.errors import ArtifactCorrupt, StoreError
+
+if TYPE_CHECKING:
+    from common.manifests import Manifest
+    from server.registry import Registry
+
+app = typer.Typer(no_args_is_help=True, help="List, show, promote, roll back and verify model versions.")
+
+Store = Annotated[Path, typer.Option(help="Folder of models.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+DEFAULT_STORE = Path("anabranch-store")
+
+
+@app.command("list")
+def list_versions(store: Store = DEFAULT_STORE, as_json: AsJson = False) -> None:
+    """List all versions, oldest first.
+
+    \b
+    Example:
+      anabranch model list --store anabranch-store
+    """  # noqa: D301 - \b is click's mark for lines to keep, not an escape of ours
+    registry = _open(store)
+    rows = [_row(registry, name) for name in registry.names()]
+    current = registry.pointer("current")
+
+    def table(console: Console) -> None:
+        drawn = Table(title=f"{len(rows)} version(s) in {store}", title_justify="left")
+        for column in ("version", "parents", "round", "recall@10", "epsilon", "made"):
+            drawn.add_column(column)
+        for row in rows:
+            mark = " (current)" if row["version"] == current else ""
+            drawn.add_row(
+                f"{row['version']}{mark}",
+                ", ".join(row.get("parents", ())),
+                _shown(row.get("round")),
+                _shown(row.get("recall@10")),
+                _shown((row.get("privacy") or {}).get("epsilon")),
+                _date(row.get("created_at")) if "damaged" not in row else escape(f"damaged: {row['damaged']}"),
+            )
+        console.print(drawn)
+
+    Output(as_json=as_json).result({"versions": rows, "current": current}, table)
+
+
+@app.command("show")
+def show(
+    version: Annotated[str, typer.Argument(help="A version, or `current`.")] = "current",
+    store: Store = DEFAULT_STORE,
+    as_json: AsJson = False,
+) -> None:
+    """Show one version: what it was made of, how well it does, what it guarantees.
+
+    \b
+    Example:
+      anabranch model show v000003 --json
+    """  # noqa: D301 - \b is click's mark for lines to keep, not an escape of ours
+    registry = _open(store)
+    payload = _payload(_manifest(registry, version))
+
+    def table(console: Console) -> None:
+        drawn = Table(title=f"version {payload['version']}", title_justify="left", show_header=False)
+        drawn.add_column("name")
+        drawn.add_column("value", overflow="fold")
+        for name, value in payload.items():
+            drawn.add_row(name, escape(value if isinstance(value, str) else json.dumps(value)))
+        console.print(drawn)
+
+    Output(as_json=as_json).result(payload, table)
+
+
+@app.command("promote")
+def promote(
+    version: Annotated[str, typer.Argument(help="The version to serve.")],
+    store: Store = DEFAULT_STORE,
+    as_json: AsJson = False,
+) -> None:
+    """Make a version the current one, after checking all its files; running services take it up.
+
+    \b
+    Example:
+      anabranch model promote v000003
+    """  # noqa: D301 - \b is click's mark for lines to keep, not an escape of ours
+    _move(_open(store), version, as_json=as_json)
+
+
+@app.command("rollback")
+def rollback(store: Store = DEFAULT_STORE, as_json: AsJson = False) -> None:
+    """Make the parent of the current version the current one, after checking all its files.
+
+    \b
+    Example:
+      anabranch model rollback
+    """  # noqa: D301 - \b is click's mark for lines to keep, not an escape of ours
+    registry = _open(store)
+    current = registry.current()
+    if not current.parents:
+        raise StoreError(
+            f"version {current.version!r} has no parent",
+            expected="a version made from another one",
+            consequence="it stays current",
+            mend="anabranch model promote VERSION",
+        )
+    _move(registry, current.parents[0], as_json=as_json)
+
+
+@app.command("verify")
+def verify(
+    version: Annotated[str, typer.Argument(help="A version, or `current`.")] = "current",
+    store: Store = DEFAULT_STORE,
+    as_json: AsJson = False,
+) -> None:
+    """Re-hash every file of a version and compare with its manifest.
+
+    \b
+    Example:
+      anabranch model verify v000003
+    """  # noqa: D301 - \b is click's mark for lines to keep, not an escape of ours
+    registry = _open(store)
+    manifest = registry.verify(_manifest(registry, version).version)
+    payload = {"version": manifest.version, "ok": True, "files": dict(manifest.files)}
+    Output(as_json=as_json).result(
+        payload, lambda console: console.print(f"{manifest.version}: {len(manifest.files)} files are as published")
+    )
+
+
+def _open(store: Path) -> "Registry":
+    from server.registry import Registry
+
+    return Registry.open(store)
+
+
+def _manifest(registry: "Registry", version: str) -> "Manifest":
+    return registry.current() if version == "current" else registry.manifest(version)
+
+
+def _move(registry: "Registry", version: str, *, as_json: bool) -> None:
+    before = registry.pointer("current")
+    checked = registry.verify(version)
+    registry.point("current", checked.version)
+    payload = {"current": checked.version, "before": before}
+    Output(as_json=as_json).result(
+        payload, lambda console: console.print(f"current is {checked.version} (was {before or 'unset'})")
+    )
+
+
+def _payload(manifest: "Manifest") -> dict[str, Any]:
+    from common.manifests import encode_manifest
+
+    payload: dict[str, Any] = json.loads(encode_manifest(manifest))
+    return payload
+
+
+def _row(registry: "Registry", name: str) -> dict[str, Any]:
+    """Return what the list shows of one version; a damaged one is listed as such, not hidden."""
+    try:
+        payload = _payload(registry.manifest(name))
+    except ArtifactCorrupt as error:
+        return {"version": name, "damaged": str(error)}
+    return {
+        "version": payload["version"],
+        "parents": payload["parents"],
+        "created_at": payload["created_at"],
+        "round": payload["details"].get("round"),
+        "strategy": payload["details"].get("strategy"),
+        "recall@10": payload["metrics"].get("global", {}).get("recall@10"),
+        "privacy": payload["privacy"],
+    }
+
+
+def _shown(value: object) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _date(milliseconds: int | None) -> str:
+    from datetime import UTC, datetime
+
+    if milliseconds is None:
+        return "-"
+    return datetime.fromtimestamp(milliseconds / 1_000, UTC).strftime("%Y-%m-%d %H:%M UTC")
