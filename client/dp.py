@@ -1,0 +1,174 @@
+"""The one door to Opacus: per-record gradients, clipping, noise and accounting.
+
+Opacus computes one gradient a text, but the unit to protect is a record of many texts. `RecordHooks` sums the texts'
+gradients by record before any norm is taken, so clipping bounds what a whole record can do (Abadi et al., 2016,
+arXiv 1607.00133, with the record as the example).
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from opacus.accountants import PRVAccountant, RDPAccountant
+from opacus.accountants.utils import get_noise_multiplier
+from opacus.grad_sample import GradSampleHooks
+from opacus.optimizers import DPOptimizer
+from torch import nn
+
+from common.errors import InvalidSetting, UnknownName
+from common.privacy import PrivacySpend
+
+ACCOUNTANTS = ("prv", "rdp")
+
+
+class RecordHooks(GradSampleHooks):  # type: ignore[misc]  # opacus ships no types
+    """Per-record gradients of a model whose batch dimension is texts.
+
+    Several forward passes may precede one backward pass: set `owner` before each to say which record every text of the
+    pass belongs to. After the backward pass each trained parameter has ``grad_sample`` of shape [records, *shape].
+
+    Parameters
+    ----------
+    model
+        Its trainable modules get hooks; it is not wrapped.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.owner = torch.zeros(0, dtype=torch.int64)
+        self.records = 0
+        self._seen: dict[nn.Module, list[tuple[torch.Tensor, list[torch.Tensor]]]] = {}
+        super().__init__(model, batch_first=True, loss_reduction="sum", strict=False)
+
+    def begin(self, records: int) -> None:
+        """Start a batch of this many records."""
+        self.records = records
+        self._seen.clear()
+
+    def capture_activations_hook(self, module: nn.Module, forward_input: Any, _forward_output: Any) -> None:
+        """Keep what the layer saw, and whose it was."""
+        if self.hooks_enabled and module.training and torch.is_grad_enabled():
+            self._seen.setdefault(module, []).append((self.owner, [tensor.detach() for tensor in forward_input]))
+
+    def capture_backprops_hook(
+        self, module: nn.Module, _forward_input: Any, forward_output: Any, loss_reduction: str, batch_first: bool
+    ) -> None:
+        """Turn one layer's backward pass into gradients by record (passes come back in reverse order)."""
+        if not self.hooks_enabled:
+            return
+        owner, activations = self._seen[module].pop()
+        sampler = self.GRAD_SAMPLERS[type(module)]
+        for parameter, by_text in sampler(module, activations, forward_output[0].detach()).items():
+            if parameter.grad_sample is None:
+                parameter.grad_sample = torch.zeros((self.records, *parameter.shape), device=parameter.device)
+            parameter.grad_sample.index_add_(0, owner, by_text.to(parameter.grad_sample.dtype))
+
+
+class PrivateStep:
+    """Clipped and noised gradient steps over Poisson-sampled records.
+
+    Parameters
+    ----------
+    parameters
+        What is trained, in a fixed order.
+    hooks
+        The hooks on the model that owns them.
+    learning_rate
+        Of the gradient steps.
+    noise_multiplier
+        Sigma; 0 adds no noise.
+    clip
+        C, the bound on a record's gradient norm.
+    expected_records
+        Sample rate times population: the fixed denominator of the mean.
+    generator
+        Source of the noise.
+    """
+
+    def __init__(
+        self,
+        parameters: Sequence[nn.Parameter],
+        hooks: RecordHooks,
+        *,
+        learning_rate: float,
+        noise_multiplier: float,
+        clip: float,
+        expected_records: float,
+        generator: torch.Generator,
+    ) -> None:
+        self._hooks = hooks
+        self._optimizer = DPOptimizer(
+            torch.optim.SGD(parameters, lr=learning_rate),
+            noise_multiplier=noise_multiplier,
+            max_grad_norm=clip,
+            expected_batch_size=expected_records,
+            loss_reduction="mean",
+            generator=generator,
+        )
+
+    def accumulate(self) -> None:
+        """Clip the records of the last backward pass and add them to the running sum."""
+        self._drop_non_finite()
+        self._optimizer.signal_skip_step(do_skip=True)
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+
+    def finish(self) -> None:
+        """Add noise once and move the parameters; with nothing accumulated the step is noise alone, never skipped."""
+        for parameter in self._optimizer.params:
+            parameter.grad_sample = torch.zeros((0, *parameter.shape), device=parameter.device)
+        self._optimizer.signal_skip_step(do_skip=False)
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+
+    def _drop_non_finite(self) -> None:
+        """Zero the records whose gradient is not finite: a record may say nothing, but never everything."""
+        samples = [parameter.grad_sample for parameter in self._optimizer.params]
+        finite = torch.stack([sample.flatten(1).isfinite().all(1) for sample in samples]).all(0)
+        if not bool(finite.all()):
+            for sample in samples:
+                sample[~finite] = 0.0
+
+
+def calibrate_sigma(epsilon: float, delta: float, sample_rate: float, steps: int) -> float:
+    """Return the noise multiplier that spends `epsilon` over all `steps` (RDP accountant, so PRV reports less).
+
+    Raises
+    ------
+    InvalidSetting
+        When epsilon, delta, rate or steps make no sense.
+    """
+    if not epsilon > 0 or not 0 < delta < 1 or not 0 < sample_rate <= 1 or steps < 1:
+        raise InvalidSetting(
+            f"epsilon={epsilon}, delta={delta}, sample rate={sample_rate}, steps={steps}",
+            expected="epsilon > 0, 0 < delta < 1, 0 < rate <= 1, steps >= 1",
+        )
+    sigma: float = get_noise_multiplier(
+        target_epsilon=epsilon,
+        target_delta=delta,
+        sample_rate=sample_rate,
+        steps=steps,
+        accountant="rdp",
+        epsilon_tolerance=0.001,
+    )
+    return sigma
+
+
+def epsilon_of(spend: PrivacySpend, accountant: str = "prv") -> float:
+    """Return the epsilon of everything in the spend, composed.
+
+    Parameters
+    ----------
+    spend
+        Steps of the Poisson-subsampled Gaussian mechanism.
+    accountant
+        "prv" (Gopi et al., 2021, arXiv 2106.02848) for reports, "rdp" (Mironov, 2017, arXiv 1702.07476) for checks.
+    """
+    if accountant not in ACCOUNTANTS:
+        raise UnknownName("accountant", accountant, list(ACCOUNTANTS))
+    if not spend.steps:
+        return 0.0
+    if any(sigma <= 0 for sigma, _, _ in spend.steps):
+        return float("inf")
+    engine = {"prv": PRVAccountant, "rdp": RDPAccountant}[accountant]()
+    engine.history = [tuple(step) for step in spend.steps]
+    return float(engine.get_epsilon(delta=spend.delta))

@@ -1,0 +1,134 @@
+"""Local training: from a base adapter and a node's data to a change of the adapter."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from client.dataset import NodeData, Record
+from client.dp import PrivateStep, RecordHooks
+from client.objective import flatten, record_losses
+from common.encoder.adapter import TextEncoder
+from common.encoder.cache import HiddenCache
+from common.ids import rng_for, stable_hash
+from common.privacy import PrivacyUnit
+
+RECORDS_A_PASS = 16
+TEXTS_A_FORWARD = 96
+"""Texts sorted by length go through in groups this big: wide enough for the cores, narrow enough to pad little."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainPlan:
+    """What one node is to do in one round.
+
+    Parameters
+    ----------
+    trained
+        Names of the adapter tensors to train (B alone, or A and B).
+    unit
+        The privacy unit.
+    sample_rate
+        q: each record takes part in a step with this probability.
+    local_steps
+        Steps a round.
+    noise_multiplier
+        Sigma; 0 with unit "off".
+    clip
+        C. Applied with unit "off" too, so that only the noise differs.
+    window, negatives, temperature
+        Of the objective.
+    learning_rate
+        Of the local gradient steps.
+    seed
+        Seed of windows, negatives, sampling and noise, already specific to node and round.
+    """
+
+    trained: tuple[str, ...]
+    unit: PrivacyUnit
+    sample_rate: float
+    local_steps: int
+    noise_multiplier: float
+    clip: float
+    window: int
+    negatives: int
+    temperature: float
+    learning_rate: float
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What came out: the change of each trained tensor, the mean loss seen, and the expected records a step."""
+
+    arrays: Mapping[str, np.ndarray]
+    loss: float
+    expected_records: float
+
+
+def train(
+    plan: TrainPlan, base: Mapping[str, np.ndarray], data: NodeData, encoder: TextEncoder, cache: HiddenCache
+) -> Trained:
+    """Train from `base` and return the change.
+
+    Parameters
+    ----------
+    plan
+        What to do.
+    base
+        The whole global adapter, float32, named as in PEFT's file.
+    data
+        The node's own clicks.
+    encoder
+        Built once a process; the adapter is written into it.
+    cache
+        Hidden states of the catalogue's texts.
+    """
+    encoder.set_adapter(base)
+    parameters = encoder.trainable(plan.trained)
+    population = data.population(plan.unit, plan.window)
+    expected = plan.sample_rate * len(population)
+    hooks = RecordHooks(encoder.peft)
+    try:
+        step = PrivateStep(
+            list(parameters.values()),
+            hooks,
+            learning_rate=plan.learning_rate,
+            noise_multiplier=plan.noise_multiplier,
+            clip=plan.clip,
+            expected_records=expected,
+            generator=torch.Generator(device=encoder.device).manual_seed(stable_hash("noise", plan.seed) % 2**63),
+        )
+        rng = rng_for("records", plan.seed)
+        losses: list[float] = []
+        for _ in range(plan.local_steps):
+            records = population.draw(plan.sample_rate, plan.negatives, rng)
+            for start in range(0, len(records), RECORDS_A_PASS):
+                losses += _backward(records[start : start + RECORDS_A_PASS], plan, encoder, cache, hooks)
+                step.accumulate()
+            step.finish()
+    finally:
+        hooks.remove_hooks()
+    arrays = {
+        name: parameter.detach().cpu().numpy().astype(np.float32) - base[name] for name, parameter in parameters.items()
+    }
+    return Trained(arrays, float(np.mean(losses)) if losses else 0.0, expected)
+
+
+def _backward(
+    records: list[Record], plan: TrainPlan, encoder: TextEncoder, cache: HiddenCache, hooks: RecordHooks
+) -> list[float]:
+    """Leave each record's gradient in the parameters' ``grad_sample`` and return the losses."""
+    batch = flatten(records)
+    hooks.begin(len(records))
+    order = np.argsort(cache.lengths[batch.rows], kind="stable")
+    pieces = []
+    for start in range(0, len(order), TEXTS_A_FORWARD):
+        texts = order[start : start + TEXTS_A_FORWARD]
+        hooks.owner = torch.from_numpy(batch.record[texts]).to(encoder.device)
+        pieces.append(encoder.upper(*cache.batch(batch.rows[texts], encoder.device)))
+    back = torch.from_numpy(np.argsort(order, kind="stable")).to(encoder.device)
+    losses = record_losses(torch.cat(pieces)[back], batch, plan.temperature)
+    losses.sum().backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    return [float(loss) for loss in losses.detach().cpu()]

@@ -1,0 +1,213 @@
+"""The one place that builds BERT with LoRA adapters.
+
+A text passes the frozen lower layers once (`lower`, cached by `common.encoder.cache`) and the upper layers, which
+carry the adapter, every time (`upper`). Mean pooling over the tokens, unit length.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from torch import nn
+from transformers import AutoTokenizer, BertModel
+
+from common.encoder.spec import EncoderSpec
+from common.errors import EncoderError, InvalidSetting, UnknownName
+
+DEVICES = ("auto", "cpu", "cuda", "mps")
+ENCODE_BATCH = 128
+"""Texts a forward pass; small enough that a batch of similar lengths pads little."""
+
+
+def resolve_device(name: str) -> torch.device:
+    """Turn "auto", "cpu", "cuda" or "mps" into a device; auto takes a GPU where there is one.
+
+    Raises
+    ------
+    UnknownName
+        Another name.
+    InvalidSetting
+        A device that this machine lacks.
+    """
+    kind = name.partition(":")[0]
+    if kind not in DEVICES:
+        raise UnknownName("device", name, list(DEVICES))
+    has = {"auto": True, "cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not has[kind]:
+        raise InvalidSetting(
+            f"device {name!r} is not here", expected="a device that torch sees", mend="use --device auto"
+        )
+    if kind != "auto":
+        return torch.device(name)
+    return torch.device("cuda" if has["cuda"] else "mps" if has["mps"] else "cpu")
+
+
+class TextEncoder(nn.Module):
+    """BERT with a LoRA adapter on its top layers.
+
+    Parameters
+    ----------
+    spec
+        Which BERT, which adapter.
+    device
+        Where it runs; the model is moved before the adapter is attached (Opacus loses its hooks otherwise).
+    """
+
+    def __init__(self, spec: EncoderSpec, device: torch.device) -> None:
+        super().__init__()
+        self.spec = spec
+        self.device = device
+        try:
+            base = BertModel.from_pretrained(
+                spec.path, add_pooling_layer=False, local_files_only=True, dtype=torch.float32
+            )
+            self.tokenizer = AutoTokenizer.from_pretrained(spec.path, local_files_only=True)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise EncoderError(
+                f"the weights or tokenizer in {spec.path} cannot be loaded ({type(error).__name__})",
+                expected="a folder saved by `save_pretrained`",
+                mend="leave out --encoder to use the default",
+            ) from error
+        base = base.to(device).eval()
+        layers = base.config.num_hidden_layers
+        self.first_trained = layers - spec.trained_layers
+        self.lora_config = LoraConfig(
+            r=spec.rank,
+            lora_alpha=spec.alpha,
+            target_modules=list(spec.targets),
+            layers_to_transform=list(range(self.first_trained, layers)),
+            lora_dropout=0.0,
+            bias="none",
+            base_model_name_or_path=spec.name,
+        )
+        self.peft = get_peft_model(base, self.lora_config)
+        self.bert = base
+        self.dimension = int(base.config.hidden_size)
+        self._sha256: str | None = None
+
+    @classmethod
+    def load(cls, spec: EncoderSpec, device: str = "cpu") -> "TextEncoder":
+        """Build the encoder on a device given by name."""
+        return cls(spec, resolve_device(device))
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of the base weights."""
+        if self._sha256 is None:
+            self._sha256 = self.spec.weights_sha256()
+        return self._sha256
+
+    # -- the adapter ---------------------------------------------------------------------------------------------
+
+    def adapter(self) -> dict[str, np.ndarray]:
+        """Return the adapter's tensors, float32, named as in PEFT's file."""
+        state = get_peft_model_state_dict(self.peft)
+        return {name: tensor.detach().to("cpu", torch.float32).numpy().copy() for name, tensor in sorted(state.items())}
+
+    def set_adapter(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Load an adapter in place.
+
+        Raises
+        ------
+        EncoderError
+            When a tensor is missing, unknown, or of another shape, naming it.
+        """
+        current = get_peft_model_state_dict(self.peft)
+        if current.keys() != arrays.keys():
+            odd = sorted(current.keys() ^ arrays.keys())[0]
+            raise EncoderError(f"tensor {odd!r} is in only one of model and adapter", expected="the same tensors")
+        for name, array in arrays.items():
+            if tuple(current[name].shape) != array.shape:
+                raise EncoderError(f"tensor {name!r} has shape {array.shape}", expected=f"{tuple(current[name].shape)}")
+        set_peft_model_state_dict(self.peft, {name: torch.from_numpy(np.array(a)) for name, a in arrays.items()})
+
+    def trainable(self, names: Sequence[str]) -> dict[str, nn.Parameter]:
+        """Make exactly the named adapter tensors trainable and return their parameters, in the order of the names.
+
+        Only modules that hold a trained tensor are put into training mode: Opacus records there alone, and the frozen
+        dropout stays off.
+        """
+        wanted = set(names)
+        found: dict[str, nn.Parameter] = {}
+        self.eval()
+        for module_name, module in self.peft.named_modules():
+            for leaf, parameter in module.named_parameters(recurse=False):
+                stored = f"{module_name}.{leaf}".replace(".default", "")
+                parameter.requires_grad_(stored in wanted)
+                if stored in wanted:
+                    found[stored] = parameter
+                    module.train()
+        if missing := wanted - found.keys():
+            raise EncoderError(f"no tensor {min(missing)!r} in the adapter", expected="names of PEFT's file")
+        return {name: found[name] for name in sorted(found)}
+
+    # -- text to vectors -----------------------------------------------------------------------------------------
+
+    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return token ids for each text, cut to `max_tokens`; an empty text still has its two markers."""
+        cut = [text[: 16 * self.spec.max_tokens] for text in texts]  # a token is hardly ever 16 characters
+        encoded = self.tokenizer(cut, truncation=True, max_length=self.spec.max_tokens, add_special_tokens=True)
+        ids: list[list[int]] = encoded["input_ids"]
+        return ids
+
+    def lower(self, token_ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Run embeddings and frozen layers: int64 [n, l] and bool [n, l] to float32 [n, l, h]."""
+        hidden = self.bert.embeddings(input_ids=token_ids)
+        return self._through(self.bert.encoder.layer[: self.first_trained], hidden, mask)
+
+    def upper(self, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Run the adapted layers and pool: float32 [n, l, h] and bool [n, l] to unit rows, float32 [n, h]."""
+        hidden = self._through(self.bert.encoder.layer[self.first_trained :], hidden, mask)
+        weights = mask.to(hidden.dtype).unsqueeze(-1)
+        pooled = (hidden * weights).sum(1) / weights.sum(1).clamp_min(1.0)
+        return nn.functional.normalize(pooled, dim=-1)
+
+    def _through(self, layers: Any, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        bias = torch.zeros(mask.shape, dtype=hidden.dtype, device=hidden.device)
+        bias = bias.masked_fill(~mask, torch.finfo(hidden.dtype).min)[:, None, None, :]
+        for layer in layers:
+            hidden = layer(hidden, bias)
+        return hidden
+
+    @torch.no_grad()
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        """Encode texts with the current adapter: float32 [n, h], unit rows, the whole way without a cache."""
+        vectors = np.zeros((len(texts), self.dimension), dtype=np.float32)
+        token_ids = self.tokenize(texts) if texts else []
+        order = sorted(range(len(texts)), key=lambda i: len(token_ids[i]))
+        for start in range(0, len(order), ENCODE_BATCH):
+            rows = order[start : start + ENCODE_BATCH]
+            ids, mask = pad_tokens([token_ids[i] for i in rows], self.device)
+            vectors[rows] = self.upper(self.lower(ids, mask), mask).float().cpu().numpy()
+        return vectors
+
+
+def pad_tokens(token_ids: Sequence[Sequence[int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pad to the longest of the batch: int64 [n, l] ids (0 where padded) and a bool [n, l] mask."""
+    length = max(len(ids) for ids in token_ids)
+    ids = torch.zeros((len(token_ids), length), dtype=torch.int64)
+    mask = torch.zeros((len(token_ids), length), dtype=torch.bool)
+    for row, tokens in enumerate(token_ids):
+        ids[row, : len(tokens)] = torch.tensor(tokens)
+        mask[row, : len(tokens)] = True
+    return ids.to(device), mask.to(device)
+
+
+def initial_adapter(names_and_shapes: Mapping[str, tuple[int, ...]], seed: int) -> dict[str, np.ndarray]:
+    """Return the round-0 adapter: every A with orthonormal rows (as FedSVD keeps it), every B zero.
+
+    The same seed gives the same adapter everywhere; it does not depend on torch's generator.
+    """
+    from common.ids import rng_for
+
+    arrays: dict[str, np.ndarray] = {}
+    for name, shape in sorted(names_and_shapes.items()):
+        if "lora_A" in name:
+            gaussian = rng_for("initial-adapter", seed, name).standard_normal((shape[1], shape[0]))
+            orthonormal, triangle = np.linalg.qr(gaussian)
+            arrays[name] = np.ascontiguousarray((orthonormal * np.sign(np.diag(triangle))).T, dtype=np.float32)
+        else:
+            arrays[name] = np.zeros(shape, dtype=np.float32)
+    return arrays

@@ -1,0 +1,107 @@
+"""The frozen lower layers, run once for each item text and shared by every process through the page cache.
+
+One safetensors file holds the hidden states of all texts end to end (no padding) and where each begins. It is
+memory-mapped, so workers that open the same file share its pages.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+
+from common.encoder.adapter import ENCODE_BATCH, TextEncoder, pad_tokens
+from common.errors import ArtifactCorrupt
+from common.ids import stable_hash
+from common.progress import Progress, silent
+from common.store import pack_arrays, write_atomic
+
+CACHE_FORMAT = 1
+
+
+class HiddenCache:
+    """Hidden states below the adapter, for a fixed list of texts.
+
+    Parameters
+    ----------
+    hidden
+        float32 [t, h]: the tokens of all texts end to end.
+    starts
+        int64 [n + 1]: text i has tokens ``starts[i]:starts[i + 1]``.
+    """
+
+    def __init__(self, hidden: torch.Tensor, starts: torch.Tensor) -> None:
+        self._hidden, self._starts = hidden, starts
+        self.lengths = (starts[1:] - starts[:-1]).numpy()
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @classmethod
+    def open(cls, path: Path) -> "HiddenCache":
+        """Map a cache file.
+
+        Raises
+        ------
+        ArtifactCorrupt
+            When it is none.
+        """
+        try:
+            with safe_open(path, framework="pt") as file:
+                return cls(file.get_tensor("hidden"), file.get_tensor("starts"))
+        except (SafetensorError, OSError) as error:
+            raise ArtifactCorrupt(
+                f"{path} is not a cache of hidden states", mend="delete it; it is made again"
+            ) from error
+
+    def batch(self, rows: np.ndarray, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """Gather texts by row, padded to the longest: float32 [n, l, h] and bool mask [n, l]."""
+        index = torch.from_numpy(np.asarray(rows, dtype=np.int64))
+        begin, end = self._starts[index], self._starts[index + 1]
+        steps = torch.arange(int((end - begin).max()))
+        mask = steps[None, :] < (end - begin)[:, None]
+        positions = torch.minimum(begin[:, None] + steps[None, :], end[:, None] - 1)
+        return self._hidden[positions].to(device), mask.to(device)
+
+
+@torch.no_grad()
+def open_or_build(folder: Path, encoder: TextEncoder, texts: Sequence[str], progress: Progress = silent) -> HiddenCache:
+    """Return the cache for these texts under this encoder, computing it on first use.
+
+    The file's name hashes base weights, split, length limit and all texts: another input is another file.
+    """
+    spec = encoder.spec
+    key = stable_hash(CACHE_FORMAT, encoder.sha256, encoder.first_trained, spec.max_tokens, *texts)
+    path = folder / f"hidden-{key:016x}.safetensors"
+    if not path.exists():
+        write_atomic(path, pack_arrays(_run_lower(encoder, texts, progress)))
+    return HiddenCache.open(path)
+
+
+def _run_lower(encoder: TextEncoder, texts: Sequence[str], progress: Progress) -> dict[str, np.ndarray]:
+    token_ids = encoder.tokenize(texts)
+    lengths = np.array([len(ids) for ids in token_ids], dtype=np.int64)
+    starts = np.concatenate([[0], np.cumsum(lengths)])
+    hidden = np.empty((int(starts[-1]), encoder.dimension), dtype=np.float32)
+    order = np.argsort(lengths, kind="stable")
+    for begin in range(0, len(order), ENCODE_BATCH):
+        rows = order[begin : begin + ENCODE_BATCH]
+        ids, mask = pad_tokens([token_ids[i] for i in rows], encoder.device)
+        states = encoder.lower(ids, mask).float().cpu().numpy()
+        for row, state in zip(rows, states, strict=True):
+            hidden[starts[row] : starts[row + 1]] = state[: lengths[row]]
+        progress("encode items (frozen layers, once)", begin + len(rows), len(order))
+    return {"hidden": hidden, "starts": starts}
+
+
+@torch.no_grad()
+def encode_items(encoder: TextEncoder, cache: HiddenCache) -> np.ndarray:
+    """Encode every cached text with the current adapter: float32 [n, h], unit rows."""
+    vectors = np.zeros((len(cache), encoder.dimension), dtype=np.float32)
+    order = np.argsort(cache.lengths, kind="stable")
+    for begin in range(0, len(order), ENCODE_BATCH):
+        rows = order[begin : begin + ENCODE_BATCH]
+        hidden, mask = cache.batch(rows, encoder.device)
+        vectors[rows] = encoder.upper(hidden, mask).float().cpu().numpy()
+    return vectors

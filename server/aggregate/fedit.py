@@ -1,0 +1,40 @@
+"""FedIT: clients train A and B; the server averages each by itself.
+
+The control that most frameworks ship: mean(B_i) mean(A_i) is not mean(B_i A_i), and noise on both enters squared.
+(Zhang et al., 2023, arXiv 2305.05644.)
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+
+from common.updates import AdapterUpdate
+from server.aggregate.base import Aggregate, RowAdam, mean_update
+
+
+@dataclass(frozen=True, slots=True)
+class FedIT:
+    """Averaging of A and of B apart.
+
+    Parameters
+    ----------
+    optimizer
+        What turns the mean update into a step.
+    """
+
+    optimizer: RowAdam = field(default_factory=RowAdam)
+    name: str = "fedit"
+
+    def trained(self, names: Iterable[str]) -> tuple[str, ...]:
+        """Clients train every adapter tensor."""
+        return tuple(sorted(names))
+
+    def aggregate(
+        self, adapter: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor], updates: Iterable[AdapterUpdate]
+    ) -> Aggregate:
+        """Average each tensor and step."""
+        mean, clients = mean_update(updates, adapter, self.trained(adapter))
+        changes, new_state = self.optimizer.step(state, mean)
+        new = {name: (adapter[name].to(torch.float64) + change).to(torch.float32) for name, change in changes.items()}
+        return Aggregate(new, new_state, clients)

@@ -1,0 +1,70 @@
+"""FedSVD: clients train B alone; the server re-factors B A by SVD so that A stays orthonormal.
+
+B averages exactly (the mean of B_i A is mean(B_i) A), the noise enters linearly, and an orthonormal A keeps gradients
+small, so less is clipped. The re-factoring is post-processing: it costs no privacy. (FedSVD, NeurIPS 2025.)
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+
+from common.updates import AdapterUpdate
+from server.aggregate.base import Aggregate, RowAdam, Tensors, mean_update
+
+
+@dataclass(frozen=True, slots=True)
+class FedSVD:
+    """B-only training, exact mean, SVD re-factoring.
+
+    Parameters
+    ----------
+    optimizer
+        What turns the mean update into a step.
+    """
+
+    optimizer: RowAdam = field(default_factory=RowAdam)
+    name: str = "fedsvd"
+
+    def trained(self, names: Iterable[str]) -> tuple[str, ...]:
+        """Clients train the B matrices."""
+        return tuple(sorted(name for name in names if "lora_B" in name))
+
+    def aggregate(
+        self, adapter: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor], updates: Iterable[AdapterUpdate]
+    ) -> Aggregate:
+        """Average B exactly, step, and re-factor each pair."""
+        mean, clients = mean_update(updates, adapter, self.trained(adapter))
+        changes, new_state = self.optimizer.step(state, mean)
+        new: Tensors = {}
+        for b_name, change in changes.items():
+            a_name = b_name.replace("lora_B", "lora_A")
+            b = adapter[b_name].to(torch.float64) + change
+            new[b_name], new[a_name], rotation = refactor(b, adapter[a_name].to(torch.float64))
+            self.optimizer.rotate(new_state, b_name, rotation)
+        return Aggregate({name: tensor.to(torch.float32) for name, tensor in new.items()}, new_state, clients)
+
+
+def refactor(b: torch.Tensor, a: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return (B', A', R) with ``B' A' == B A``, the rows of A' orthonormal, ``A' == R Q`` for A's rows Q.
+
+    Rows of A' come in the order of the singular values of B A; signs are fixed (the largest entry of each row of R is
+    positive), so equal inputs give equal bytes. With B = 0, A is only made orthonormal.
+
+    Parameters
+    ----------
+    b
+        float64 [out, r].
+    a
+        float64 [r, in].
+    """
+    q, triangle = torch.linalg.qr(a.T)
+    signs = torch.where(torch.diagonal(triangle) < 0, -1.0, 1.0).to(a.dtype)
+    rows, mixed = (q * signs).T, b @ (triangle.T * signs)
+    if not bool(mixed.abs().max() > 0):
+        return mixed, rows, torch.eye(len(rows), dtype=a.dtype, device=a.device)
+    left, values, right = torch.linalg.svd(mixed, full_matrices=False)
+    largest = right.gather(1, right.abs().argmax(dim=1, keepdim=True))
+    flips = torch.where(largest < 0, -1.0, 1.0).to(a.dtype)
+    right = right * flips
+    return left * values * flips.T, right @ rows, right

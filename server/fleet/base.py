@@ -1,0 +1,64 @@
+"""The port to the clients: requests out, replies in, whatever carries them."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from common.instructions import TrainRequest
+from common.updates import AdapterUpdate
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A node that did not answer with an update, and why."""
+
+    node: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """One node's answer."""
+
+    node: int
+    outcome: AdapterUpdate | Failure
+    received_bytes: int = 0
+
+
+Answered = Callable[[int], None]
+"""Called with the number of replies so far."""
+
+
+class Fleet(Protocol):
+    """Nodes that can be asked to train."""
+
+    def nodes(self) -> tuple[int, ...]:
+        """Return the ids of the nodes that are there, sorted."""
+
+    def train(
+        self,
+        requests: Mapping[int, TrainRequest],
+        adapter: Mapping[str, np.ndarray],
+        *,
+        timeout_s: float,
+        answered: Answered,
+    ) -> Iterator[Reply]:
+        """Ask nodes to train from `adapter` and yield one reply a request, in the order of the node ids.
+
+        A node that is silent past `timeout_s` gives a `Failure`. The order does not depend on who was first, so sums
+        over the replies are the same in every run.
+        """
+
+
+def in_order(nodes: Sequence[int], arriving: Iterator[Reply]) -> Iterator[Reply]:
+    """Yield replies in the order of `nodes`, keeping back those that come early."""
+    early: dict[int, Reply] = {}
+    waiting = iter(nodes)
+    wanted = next(waiting, None)
+    for reply in arriving:
+        early[reply.node] = reply
+        while wanted is not None and wanted in early:
+            yield early.pop(wanted)
+            wanted = next(waiting, None)

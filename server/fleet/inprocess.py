@@ -1,0 +1,221 @@
+"""A Flower Grid on one machine: real ClientApp, real Messages, worker processes, no Ray.
+
+Workers keep the encoder and map the cache, so they share the frozen backbone's hidden states through the page cache.
+A worker that dies is replaced and its message sent once more; if that fails too, the node's reply is an error.
+"""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from types import TracebackType
+
+from flwr.app import Error, Message, RecordDict
+from flwr.common.serde import message_from_proto, message_to_proto
+from flwr.proto.message_pb2 import Message as ProtoMessage
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+
+from server.fleet.wire import Task, encode_task
+
+RUN_ID = 1
+SERVER_NODE = 1
+"""Flower's id of the server side; nodes count from `FIRST_NODE`."""
+FIRST_NODE = 2
+STOP_S = 5.0
+WAIT_S = 0.25
+
+
+@dataclass(slots=True)
+class _Job:
+    """A message on its way."""
+
+    message_id: str
+    raw: bytes
+    proto: ProtoMessage
+    retried: bool = False
+
+
+@dataclass(slots=True)
+class _Worker:
+    """A worker process and what it works on."""
+
+    process: subprocess.Popen[bytes]
+    link: Connection
+    job: _Job | None = field(default=None)
+
+
+class InProcessGrid(Grid):
+    """Runs a ClientApp for many nodes in a few worker processes.
+
+    Parameters
+    ----------
+    client_app
+        Reference "module:name"; each worker loads it.
+    node_configs
+        One configuration a node; node `FIRST_NODE + i` has ``node_configs[i]``.
+    workers
+        Processes; at most one message each at a time.
+    threads
+        Threads a worker may compute with.
+    """
+
+    def __init__(
+        self, client_app: str, node_configs: Sequence[Mapping[str, str]], *, workers: int, threads: int = 1
+    ) -> None:
+        self._client_app = client_app
+        self._configs = {FIRST_NODE + i: dict(config) for i, config in enumerate(node_configs)}
+        self._threads = threads
+        self._queue: deque[_Job] = deque()
+        self._done: dict[str, Message] = {}
+        self._count = 0
+        # Flower's Message reads the identity of its process; under Flower's own runtimes they set it
+        TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = RUN_ID, 1, SERVER_NODE
+        self._workers = [self._start() for _ in range(min(workers, len(self._configs)))]
+
+    def __enter__(self) -> "InProcessGrid":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Hang up on the workers and wait until they are gone."""
+        for worker in self._workers:
+            worker.link.close()
+        for worker in self._workers:
+            if worker.job is not None:
+                worker.process.kill()
+            try:
+                worker.process.wait(STOP_S)
+            except subprocess.TimeoutExpired:
+                worker.process.kill()
+                worker.process.wait()
+        self._workers.clear()
+
+    # -- Flower's Grid -------------------------------------------------------------------------------------------
+
+    def set_run(self, run: Run) -> None:
+        """Do nothing: this grid has one run."""
+
+    @property
+    def run(self) -> Run:
+        """The one run."""
+        return Run.create_empty(RUN_ID)
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        """Create a message; Flower now prefers ``Message(...)`` itself."""
+        return Message(content, dst_node_id, message_type, group_id=group_id, ttl=ttl)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Return the ids of all nodes."""
+        return list(self._configs)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Queue messages and return their ids."""
+        ids = []
+        for message in messages:
+            self._count += 1
+            proto = message_to_proto(message)
+            proto.metadata.message_id = f"m{self._count}"
+            raw = encode_task(Task(proto.SerializeToString(), self._configs[message.metadata.dst_node_id]))
+            self._queue.append(_Job(proto.metadata.message_id, raw, proto))
+            ids.append(proto.metadata.message_id)
+        self._dispatch()
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Return the replies that are there, waiting a little when there is none."""
+        wanted = list(message_ids)
+        if not any(message_id in self._done for message_id in wanted):
+            self._collect(WAIT_S)
+        return [self._done.pop(message_id) for message_id in wanted if message_id in self._done]
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        """Push messages and pull until all replies are there or the time is up."""
+        waiting = set(self.push_messages(messages))
+        deadline = None if timeout is None else time.monotonic() + timeout
+        replies: list[Message] = []
+        while waiting and (deadline is None or time.monotonic() < deadline):
+            arrived = list(self.pull_messages(sorted(waiting)))
+            waiting -= {message.metadata.reply_to_message_id for message in arrived}
+            replies += arrived
+        return replies
+
+    # -- workers -------------------------------------------------------------------------------------------------
+
+    def _start(self) -> _Worker:
+        ours, theirs = socket.socketpair()
+        environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": str(self._threads),
+            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+            "FLWR_TELEMETRY_ENABLED": "0",
+            "FLWR_DISABLE_UPDATE_CHECK": "1",
+        }
+        command = [sys.executable, "-m", "server.fleet.worker", self._client_app, str(theirs.fileno())]
+        with theirs:
+            process = subprocess.Popen(  # noqa: S603  our own module under our own interpreter
+                command,
+                env=environment,
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                start_new_session=True,  # Ctrl-C is the parent's to handle
+            )
+        return _Worker(process, Connection(ours.detach()))
+
+    def _dispatch(self) -> None:
+        for worker in self._workers:
+            if worker.job is None and self._queue:
+                worker.job = self._queue.popleft()
+                try:
+                    worker.link.send_bytes(worker.job.raw)
+                except (BrokenPipeError, ConnectionResetError):
+                    self._replace(worker)
+
+    def _collect(self, timeout_s: float) -> None:
+        self._dispatch()
+        busy = {worker.link: worker for worker in self._workers if worker.job is not None}
+        for link in wait(list(busy), timeout_s):
+            assert isinstance(link, Connection)  # noqa: S101  wait returns what it was given
+            worker = busy[link]
+            try:
+                raw = link.recv_bytes()
+            except (EOFError, ConnectionResetError):
+                self._replace(worker)
+                continue
+            self._finish(worker, ProtoMessage.FromString(raw))
+        self._dispatch()
+
+    def _finish(self, worker: _Worker, proto: ProtoMessage) -> None:
+        assert worker.job is not None  # noqa: S101  only busy workers are read
+        self._done[worker.job.message_id] = message_from_proto(proto)
+        worker.job = None
+
+    def _replace(self, worker: _Worker) -> None:
+        """Start another process for one that died, and give its job one more chance."""
+        job, status = worker.job, worker.process.wait()
+        worker.link.close()
+        self._workers[self._workers.index(worker)] = self._start()
+        if job is None:
+            return
+        if job.retried:
+            self._done[job.message_id] = _error_reply(job, f"the worker process died twice (status {status})")
+            return
+        job.retried = True
+        self._queue.appendleft(job)
+
+
+def _error_reply(job: _Job, reason: str) -> Message:
+    return Message(Error(1, reason), reply_to=message_from_proto(job.proto))

@@ -1,0 +1,62 @@
+"""A worker process of the in-process fleet: Flower Messages in, Flower Messages out, over one socket.
+
+Started as ``python -m server.fleet.worker APP FD``: APP names the ClientApp ("client.app:app"), FD is the inherited end
+of a socket pair. It ends when the other end closes, so it never outlives its parent.
+"""
+
+import importlib
+import sys
+from multiprocessing.connection import Connection
+
+from flwr.app import Context, Error, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.common.serde import message_from_proto, message_to_proto
+from flwr.proto.message_pb2 import Message as ProtoMessage
+
+from server.fleet.wire import Task, decode_task
+
+CLIENT_APP_RAISED = 2
+"""Flower's own error code for an exception inside the ClientApp."""
+
+
+def load_app(reference: str) -> ClientApp:
+    """Return the ClientApp that "module:name" refers to, as Flower itself resolves it."""
+    module, _, name = reference.partition(":")
+    app = getattr(importlib.import_module(module), name)
+    if not isinstance(app, ClientApp):
+        raise TypeError(f"{reference} is a {type(app).__name__}, not a ClientApp")
+    return app
+
+
+def answer(app: ClientApp, task: Task) -> bytes:
+    """Run one message through the app; an exception becomes an error reply with its reason."""
+    message = message_from_proto(ProtoMessage.FromString(task.message))
+    context = Context(
+        run_id=message.metadata.run_id,
+        node_id=message.metadata.dst_node_id,
+        node_config=dict(task.node_config),
+        state=RecordDict(),
+        run_config={},
+    )
+    try:
+        reply = app(message, context)
+    except Exception as error:  # whatever a client raises costs its own reply, not the round
+        reply = Message(Error(CLIENT_APP_RAISED, f"{type(error).__name__}: {error}"), reply_to=message)
+    raw: bytes = message_to_proto(reply).SerializeToString()
+    return raw
+
+
+def main() -> None:
+    """Answer tasks until the parent hangs up."""
+    app = load_app(sys.argv[1])
+    with Connection(int(sys.argv[2])) as parent:
+        while True:
+            try:
+                raw = parent.recv_bytes()
+            except (EOFError, ConnectionResetError):
+                return
+            parent.send_bytes(answer(app, decode_task(raw)))
+
+
+if __name__ == "__main__":
+    main()
