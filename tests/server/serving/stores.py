@@ -14,7 +14,8 @@ from common.store import pack_arrays, write_atomic
 from server.registry import Registry, StoreInfo
 from server.serving.bundle import ADAPTER_FILE, VECTORS_FILE, VECTORS_TENSOR, snapshots_folder
 
-DIMENSION = 24
+DIMENSION = 28
+"""Wide enough that the words of the board do not collide."""
 SHA256 = "5" * 64
 COLOURS = ("black", "white")
 COLD = "19"
