@@ -1,0 +1,370 @@
+"""What every array-backed ranker shares: ids, growing arrays, who has seen what, state in and out."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate
+
+import msgspec
+import numpy as np
+from river.reco.base import Ranker
+
+from common.errors import CheckpointMismatch, InvalidSetting, MalformedEvent
+from common.events import MAX_ID_LENGTH
+from common.ids import arrays_sha256
+from stream.learner.kernels import SeenLog, UserRows, rank_among, seen_rows
+
+_FIRST_CAPACITY = 64
+
+
+def grown(array: np.ndarray, rows: int) -> np.ndarray:
+    """Return the array with room for `rows`, at least doubled when it must grow; new rows are zero."""
+    if rows <= len(array):
+        return array
+    larger = np.zeros((max(rows, 2 * len(array), _FIRST_CAPACITY), *array.shape[1:]), dtype=array.dtype)
+    larger[: len(array)] = array
+    return larger
+
+
+def pack_ids(ids: Iterable[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the ids as int64 ends and one uint8 array of UTF-8."""
+    encoded = [text.encode() for text in ids]
+    ends = np.fromiter(accumulate(map(len, encoded)), dtype=np.int64, count=len(encoded))
+    return ends, np.frombuffer(b"".join(encoded), dtype=np.uint8)
+
+
+def unpack_ids(ends: np.ndarray, content: np.ndarray) -> list[str]:
+    """Return what `pack_ids` packed."""
+    raw = content.tobytes()
+    starts = [0, *ends.tolist()]
+    return [raw[start:end].decode() for start, end in zip(starts, starts[1:], strict=False)]
+
+
+class ArrayRanker(Ranker):  # type: ignore[misc]  # river has no types
+    """A river ranker whose whole state is arrays.
+
+    Subclasses give the scores and the learning; this class keeps ids, seen items and durable state. Reading never
+    changes anything: an unknown id is answered, not stored. Ids are non-empty strings of at most
+    `common.events.MAX_ID_LENGTH` characters; a longer one cannot be learned, and reads as unknown.
+
+    Parameters
+    ----------
+    seed
+        Of everything random.
+    window
+        How many of a user's newest positive items are kept in order.
+    """
+
+    def __init__(self, seed: int = 0, window: int = 50) -> None:
+        if type(seed) is not int:
+            raise InvalidSetting(f"seed {seed!r} is {type(seed).__name__}", expected="an int")
+        if type(window) is not int or window < 1:
+            raise InvalidSetting(f"window {window!r}", expected="an int of 1 or more")
+        super().__init__(seed=seed)
+        self.window = window
+        self._item_rows: dict[str, int] = {}
+        self._user_rows: dict[str, int] = {}
+        self._item_arrays: dict[str, np.ndarray] = {"counts": np.zeros(0, dtype=np.int64)}
+        self._user_arrays: dict[str, np.ndarray] = {
+            "ring": np.zeros((0, window), dtype=np.int32),
+            "positives": np.zeros(0, dtype=np.int64),
+            "newest": np.zeros(0, dtype=np.int64),
+        }
+        self._log_arrays = {"item": np.zeros(0, dtype=np.int32), "previous": np.zeros(0, dtype=np.int64)}
+        self._log_size = 0
+        self._events = 0
+        self._rewire()
+
+    # --- what subclasses give -------------------------------------------------------------------------------------
+
+    def scores(self, user: str) -> np.ndarray:
+        """Return the score of every known item for the user, float32 [n_items]."""
+        raise NotImplementedError
+
+    def _unknown_item_score(self, user: str, item: str) -> float:
+        """Return the score the item would have if it were added now."""
+        raise NotImplementedError
+
+    def _learn(self, user: int, item: int, weight: float) -> None:
+        """Learn from rows; `user` is -1 for a dislike of an unknown user."""
+        raise NotImplementedError
+
+    def _start_item(self, row: int, item: str) -> None:
+        """Fill in a new item's row."""
+
+    def _rewire(self) -> None:
+        """Take up arrays that were replaced by larger ones."""
+        users = self._user_arrays
+        self._users = UserRows(users["ring"], users["positives"], users["newest"])
+        self._log = SeenLog(self._log_arrays["item"], self._log_arrays["previous"])
+
+    # --- ids --------------------------------------------------------------------------------------------------------
+
+    @property
+    def n_items(self) -> int:
+        """How many items are known; each is a candidate."""
+        return len(self._item_rows)
+
+    @property
+    def n_users(self) -> int:
+        """How many users have liked something."""
+        return len(self._user_rows)
+
+    @property
+    def events(self) -> int:
+        """How many events were learned, dislikes included."""
+        return self._events
+
+    @property
+    def item_ids(self) -> tuple[str, ...]:
+        """The items in the order of all item arrays."""
+        return tuple(self._item_rows)
+
+    def item_row(self, item: str) -> int | None:
+        """Return the item's row, or None for an unknown item."""
+        return self._item_rows.get(_checked("item", item))
+
+    def user_row(self, user: str) -> int | None:
+        """Return the user's row, or None for an unknown user."""
+        return self._user_rows.get(_checked("user", user))
+
+    def seen_rows(self, user: str) -> np.ndarray:
+        """Return the rows of all items the user ever liked, int64, each once, newest first."""
+        row = self.user_row(user)
+        found: np.ndarray = seen_rows(self._log, -1 if row is None else int(self._users.newest[row]))
+        return found
+
+    def history_rows(self, user: str) -> np.ndarray:
+        """Return the rows of the user's last `window` liked items, int64, oldest first, repeats included."""
+        row = self.user_row(user)
+        return np.zeros(0, dtype=np.int64) if row is None else self._history(row)
+
+    def _history(self, row: int) -> np.ndarray:
+        positives = int(self._users.positives[row])
+        places = np.arange(max(0, positives - self.window), positives) % self.window
+        return self._users.ring[row][places].astype(np.int64)
+
+    def add_items(self, ids: Iterable[str]) -> None:
+        """Make items candidates before anyone clicked them; known ones are left as they are."""
+        for item in ids:
+            self._item(_learnable("item", item))
+
+    def _item(self, item: str) -> int:
+        row = self._item_rows.get(item)
+        if row is None:
+            row = self._item_rows[item] = len(self._item_rows)
+            if row >= len(self._item_arrays["counts"]):
+                self._item_arrays = {name: grown(array, row + 1) for name, array in self._item_arrays.items()}
+                self._rewire()
+            self._start_item(row, item)
+        return row
+
+    def _user(self, user: str) -> int:
+        row = self._user_rows.get(user)
+        if row is None:
+            row = self._user_rows[user] = len(self._user_rows)
+            if row >= len(self._users.newest):
+                self._user_arrays = {name: grown(array, row + 1) for name, array in self._user_arrays.items()}
+                self._rewire()
+            self._users.newest[row] = -1
+        return row
+
+    # --- learning ---------------------------------------------------------------------------------------------------
+
+    def learn_one(self, user: str, item: str, y: float = 1.0, x: Mapping[str, object] | None = None) -> None:
+        """Learn one event.
+
+        Parameters
+        ----------
+        user, item
+            Their ids.
+        y
+            Above 0: liked, with this weight. Otherwise disliked, with weight ``-y``, or 1 for 0 (river's False).
+        x
+            Ignored: time and context do not matter, the order of arrival does.
+
+        Raises
+        ------
+        MalformedEvent
+            When an id or y cannot be learned; nothing has changed.
+        """
+        user_id, item_id, weight = _learnable("user", user), _learnable("item", item), _weight(y)
+        item_row = self._item(item_id)
+        user_row = self._user(user_id) if weight > 0 else self._user_rows.get(user_id, -1)
+        self._make_room(1)
+        self._learn(user_row, item_row, weight)
+        self._events += 1
+
+    def learn_many(self, users: Sequence[str], items: Sequence[str], ys: Sequence[float] | None = None) -> None:
+        """Learn events one after the other, exactly as `learn_one` would; `ys` defaults to ones.
+
+        Raises
+        ------
+        MalformedEvent
+            As for `learn_one`; all events are checked before the first is learned.
+        InvalidSetting
+            When the lengths differ.
+        """
+        values = [1.0] * len(users) if ys is None else ys
+        if not len(users) == len(items) == len(values):
+            raise InvalidSetting(
+                f"{len(users)} users, {len(items)} items, {len(values)} values", expected="as many of each"
+            )
+        checked = [
+            (_learnable("user", user), _learnable("item", item), _weight(y))
+            for user, item, y in zip(users, items, values, strict=True)
+        ]
+        self._learn_checked(checked)
+
+    def _learn_checked(self, events: list[tuple[str, str, float]]) -> None:
+        for user, item, weight in events:
+            self.learn_one(user, item, weight)
+
+    def _make_room(self, entries: int) -> None:
+        if self._log_size + entries > len(self._log_arrays["item"]):
+            needed = self._log_size + entries
+            self._log_arrays = {name: grown(array, needed) for name, array in self._log_arrays.items()}
+            self._rewire()
+
+    # --- reading ----------------------------------------------------------------------------------------------------
+
+    def predict_one(self, user: str, item: str, x: Mapping[str, object] | None = None) -> float:
+        """Return the score; an unknown user has no history, an unknown item the score it would start with."""
+        row = self.item_row(item)
+        if row is None:
+            return self._unknown_item_score(_checked("user", user), item)
+        return float(self.scores(user)[row])
+
+    def rank(self, user: str, items: Iterable[str], x: Mapping[str, object] | None = None) -> list[str]:
+        """Return the items by falling score, equal ones in the order of their ids."""
+        known = self.scores(user)
+        scored = []
+        for item in dict.fromkeys(items):
+            row = self.item_row(item)
+            score = self._unknown_item_score(user, item) if row is None else float(known[row])
+            scored.append((-score, item))
+        return [item for _, item in sorted(scored)]
+
+    def top_k(
+        self, user: str, k: int = 10, *, exclude_seen: bool = True, candidates: Iterable[str] | None = None
+    ) -> list[tuple[str, float]]:
+        """Return the k best known items with their scores, best first, ties in the order of the ids.
+
+        Parameters
+        ----------
+        user
+            Whom for; an unknown user is one without history.
+        k
+            How many at most.
+        exclude_seen
+            Leave out what the user ever liked.
+        candidates
+            Choose among these only; unknown ones are left out.
+        """
+        if type(k) is not int or k < 1:
+            raise InvalidSetting(f"k {k!r}", expected="an int of 1 or more")
+        scores = self.scores(user)
+        allowed = np.ones(len(scores), dtype=bool)
+        if candidates is not None:
+            rows = [row for item in candidates if (row := self.item_row(item)) is not None]
+            allowed[:] = False
+            allowed[rows] = True
+        if exclude_seen:
+            allowed[self.seen_rows(user)] = False
+        open_rows = np.flatnonzero(allowed)
+        if len(open_rows) > k:
+            # everything tied with the k-th best stays, so the ids decide among them
+            kept = scores[open_rows]
+            open_rows = open_rows[kept >= np.partition(kept, len(kept) - k)[len(kept) - k]]
+        ids = self.item_ids
+        best = sorted((-float(scores[row]), ids[row]) for row in open_rows)[:k]
+        return [(item, -score) for score, item in best]
+
+    def rank_of(self, user: str, item_row: int, k: int) -> tuple[int, np.ndarray]:
+        """Return the item's rank among the unseen, from 1, ties against it, and the k best rows."""
+        rank, best = rank_among(self.scores(user), self.seen_rows(user), item_row, k)
+        return rank, best
+
+    # --- state ------------------------------------------------------------------------------------------------------
+
+    def _params_json(self) -> bytes:
+        return msgspec.json.encode({"kind": type(self).__name__, **self._get_params()}, order="sorted")
+
+    def state_arrays(self) -> dict[str, np.ndarray]:
+        """Return the whole state as arrays, cut to what is used; `load_state` takes it back bit for bit."""
+        state = {f"item.{name}": array[: self.n_items].copy() for name, array in self._item_arrays.items()}
+        state |= {f"user.{name}": array[: self.n_users].copy() for name, array in self._user_arrays.items()}
+        state |= {f"log.{name}": array[: self._log_size].copy() for name, array in self._log_arrays.items()}
+        for kind, rows in (("item", self._item_rows), ("user", self._user_rows)):
+            state[f"{kind}.id_ends"], state[f"{kind}.ids"] = pack_ids(rows)
+        state["events"] = np.array([self._events], dtype=np.int64)
+        state["params"] = np.frombuffer(self._params_json(), dtype=np.uint8)
+        return state
+
+    def load_state(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Become the learner that gave `state_arrays`.
+
+        Raises
+        ------
+        CheckpointMismatch
+            When it was another kind of learner, had other parameters, or an array is missing or of another type or
+            shape; the learner is unchanged.
+        """
+        template = self.state_arrays()
+        for name, like in template.items():
+            found = arrays.get(name)
+            if found is None or found.dtype != like.dtype or found.shape[1:] != like.shape[1:]:
+                shown = "missing" if found is None else f"{found.dtype.name} {found.shape}"
+                raise CheckpointMismatch(
+                    f"array {name!r} of the checkpoint is {shown}",
+                    expected=f"{like.dtype.name} [..., {like.shape[1:]}]",
+                    mend="start with a new store",
+                )
+        found_params, params = arrays["params"].tobytes(), self._params_json()
+        if found_params != params:
+            raise CheckpointMismatch(
+                f"the checkpoint is of a learner {found_params.decode()}",
+                expected=params.decode(),
+                mend="use the settings it was made with, or a new store",
+            )
+        self._take(arrays)
+
+    def _take(self, arrays: Mapping[str, np.ndarray]) -> None:
+        ids = {kind: unpack_ids(arrays[f"{kind}.id_ends"], arrays[f"{kind}.ids"]) for kind in ("item", "user")}
+        self._item_rows = {item: row for row, item in enumerate(ids["item"])}
+        self._user_rows = {user: row for row, user in enumerate(ids["user"])}
+        self._item_arrays = {name: arrays[f"item.{name}"].copy() for name in self._item_arrays}
+        self._user_arrays = {name: arrays[f"user.{name}"].copy() for name in self._user_arrays}
+        self._log_arrays = {name: arrays[f"log.{name}"].copy() for name in self._log_arrays}
+        self._log_size = len(self._log_arrays["item"])
+        self._events = int(arrays["events"][0])
+        self._rewire()
+
+    def state_sha256(self) -> str:
+        """Return the SHA-256 of the whole state."""
+        return arrays_sha256(self.state_arrays().items())
+
+
+def _checked(kind: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise InvalidSetting(f"{kind} id {value!r} is {type(value).__name__}", expected="a str")
+    return value
+
+
+def _learnable(kind: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise MalformedEvent(f"{kind} id {value!r} is {type(value).__name__}", expected="a str")
+    if not 0 < len(value) <= MAX_ID_LENGTH:
+        raise MalformedEvent(f"{kind} id of {len(value)} characters", expected=f"1 to {MAX_ID_LENGTH}")
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise MalformedEvent(f"{kind} id {value!r} is not Unicode text", expected="no lone surrogate") from error
+    return value
+
+
+def _weight(y: object) -> float:
+    if not isinstance(y, int | float | np.number | np.bool_) or not math.isfinite(y):
+        raise MalformedEvent(f"feedback {y!r}", expected="a finite number", consequence="nothing was learned")
+    value = float(y)
+    return value if value != 0.0 else -1.0

@@ -1,0 +1,329 @@
+"""The arithmetic of the learners, compiled by numba; slow twins in plain numpy are in `tests/oracles`.
+
+State is passed as named tuples of arrays and changed in place. Sums of products may be re-ordered by the compiler, so a
+result is the same bits on the same kind of processor.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
+
+import numba
+import numpy as np
+
+F = TypeVar("F", bound=Callable[..., object])
+
+
+def _compiled(function: F) -> F:
+    """Compile once and keep the machine code beside the source."""
+    compiled: F = numba.njit(cache=True, error_model="numpy")(function)
+    return compiled
+
+
+def _compiled_sum(function: F) -> F:
+    """As `_compiled`, and let sums be re-ordered so that they run on all lanes."""
+    compiled: F = numba.njit(cache=True, error_model="numpy", fastmath={"reassoc"})(function)
+    return compiled
+
+
+class ItemRows(NamedTuple):
+    """What is learned about items, one row an item.
+
+    `history` (V) and `factors` (Q) are float32 [n, k], `bias` float32 [n]; the others are their AdaGrad accumulators,
+    float32 [n].
+    """
+
+    history: np.ndarray
+    factors: np.ndarray
+    bias: np.ndarray
+    history_sum: np.ndarray
+    factors_sum: np.ndarray
+    bias_sum: np.ndarray
+
+
+class UserRows(NamedTuple):
+    """What is known about users: int32 [u, window] ring of the last items, int64 [u] positives, int64 [u] newest entry."""
+
+    ring: np.ndarray
+    positives: np.ndarray
+    newest: np.ndarray
+
+
+class SeenLog(NamedTuple):
+    """Each (user, item) once: int32 item and int64 index of the same user's entry before it, -1 for none."""
+
+    item: np.ndarray
+    previous: np.ndarray
+
+
+class Rule(NamedTuple):
+    """How to learn: float32 [window] decay of the history, rates, number of negatives, key of the random numbers."""
+
+    decay: np.ndarray
+    rate: np.float32
+    bias_rate: np.float32
+    dislike_rate: np.float32
+    negatives: int
+    key: np.uint64
+
+
+class Scratch(NamedTuple):
+    """Room to work in; its content means nothing between events."""
+
+    marks: np.ndarray
+    rows: np.ndarray
+    scores: np.ndarray
+    user: np.ndarray
+    pull: np.ndarray
+
+
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_ONE = np.float32(1.0)
+
+
+@_compiled_sum
+def dot(left: np.ndarray, right: np.ndarray) -> np.float32:
+    """Return the product of two float32 vectors."""
+    total = np.float32(0.0)
+    for place in range(len(left)):
+        total += left[place] * right[place]
+    return total
+
+
+@_compiled
+def mix(state: np.uint64) -> np.uint64:
+    """Scramble 64 bits (the output step of SplitMix64, Steele et al. 2014)."""
+    state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return state ^ (state >> np.uint64(31))
+
+
+@_compiled
+def fold(history: np.ndarray, ring: np.ndarray, positives: int, decay: np.ndarray, out: np.ndarray) -> np.float32:
+    """Write ``u = sum decay_d V[h_d] / sqrt(sum decay_d)`` to `out`; return the factor ``1 / sqrt(sum decay_d)``.
+
+    `ring` is one user's; `positives` says how far it was written. No history gives zeros and 0.
+    """
+    out[:] = np.float32(0.0)
+    window = len(ring)
+    depth = min(positives, window)
+    if depth == 0:
+        return np.float32(0.0)
+    total = np.float32(0.0)
+    for age in range(depth):
+        total += decay[age]
+    scale = _ONE / np.sqrt(total)
+    for age in range(depth):
+        weight = decay[age] * scale
+        row = history[ring[(positives - 1 - age) % window]]
+        for place in range(len(out)):
+            out[place] += weight * row[place]
+    return scale
+
+
+@_compiled
+def score_all(bias: np.ndarray, factors: np.ndarray, user: np.ndarray, out: np.ndarray) -> None:
+    """Write ``bias + factors @ user`` to `out`, for as many rows as it has."""
+    for row in range(len(out)):
+        out[row] = bias[row] + dot(factors[row], user)
+
+
+@_compiled
+def seen_rows(log: SeenLog, newest: int) -> np.ndarray:
+    """Return the item rows of one user's chain, newest first."""
+    count = 0
+    entry = newest
+    while entry >= 0:
+        count += 1
+        entry = log.previous[entry]
+    rows = np.empty(count, dtype=np.int64)
+    entry = newest
+    for place in range(count):
+        rows[place] = log.item[entry]
+        entry = log.previous[entry]
+    return rows
+
+
+@_compiled
+def note_positive(users: UserRows, log: SeenLog, log_size: int, user: int, item: int, seen: bool) -> int:
+    """Append the item to the user's history, and to the log unless it is there; return the log's new size."""
+    users.ring[user, users.positives[user] % users.ring.shape[1]] = item
+    users.positives[user] += 1
+    if seen:
+        return log_size
+    log.item[log_size] = item
+    log.previous[log_size] = users.newest[user]
+    users.newest[user] = log_size
+    return log_size + 1
+
+
+@_compiled
+def mark_seen(log: SeenLog, newest: int, marks: np.ndarray, stamp: int) -> None:
+    """Stamp the rows of one user's chain."""
+    entry = newest
+    while entry >= 0:
+        marks[log.item[entry]] = stamp
+        entry = log.previous[entry]
+
+
+@_compiled
+def draw_unseen(scratch: Scratch, rule: Rule, n_items: int, event: int, item: int, stamp: int) -> int:
+    """Write `item` and up to `rule.negatives` uniform unseen rows to `scratch.rows`; return how many negatives.
+
+    The draws depend on the key and the event's number only. A user who has seen nearly everything gets fewer.
+    """
+    state = mix(rule.key + np.uint64(event + 1) * GOLDEN)
+    scratch.rows[0] = item
+    count = 0
+    for _ in range(4 * rule.negatives):
+        if count == rule.negatives:
+            break
+        state += GOLDEN
+        row = np.int64(mix(state) % np.uint64(n_items))
+        if row != item and scratch.marks[row] != stamp:
+            count += 1
+            scratch.rows[count] = row
+    return count
+
+
+@_compiled
+def step_item(items: ItemRows, row: int, slope: np.float32, user: np.ndarray, norm: np.float32, rule: Rule) -> None:
+    """Move one item's factors and bias against `slope` (d loss / d score); `norm` is the user's squared length."""
+    items.bias_sum[row] += slope * slope
+    items.bias[row] -= rule.bias_rate / np.sqrt(items.bias_sum[row]) * slope
+    if norm > np.float32(0.0):
+        items.factors_sum[row] += slope * slope * norm
+        step = rule.rate / np.sqrt(items.factors_sum[row]) * slope
+        factors = items.factors[row]
+        for place in range(len(user)):
+            factors[place] -= step * user[place]
+
+
+@_compiled
+def softmax_step(items: ItemRows, scratch: Scratch, count: int, weight: np.float32, rule: Rule) -> None:
+    """One step of ``-log softmax`` of row 0 among the drawn rows; leaves d loss / d user in `scratch.pull`."""
+    user, pull, scores = scratch.user, scratch.pull, scratch.scores
+    highest = np.float32(-np.inf)
+    for place in range(count + 1):
+        row = scratch.rows[place]
+        scores[place] = items.bias[row] + dot(items.factors[row], user)
+        highest = max(highest, scores[place])
+    total = np.float32(0.0)
+    for place in range(count + 1):
+        scores[place] = np.exp(scores[place] - highest)
+        total += scores[place]
+    pull[:] = np.float32(0.0)
+    norm = dot(user, user)
+    for place in range(count + 1):
+        slope = scores[place] / total
+        if place == 0:
+            slope -= _ONE
+        slope *= weight
+        factors = items.factors[scratch.rows[place]]
+        for factor in range(len(pull)):
+            pull[factor] += slope * factors[factor]
+        step_item(items, scratch.rows[place], slope, user, norm, rule)
+
+
+@_compiled
+def step_history(items: ItemRows, ring: np.ndarray, positives: int, scale: np.float32, pull: np.ndarray, rule: Rule) -> None:
+    """Carry `pull` (d loss / d user) on to the rows the user was folded from."""
+    norm = dot(pull, pull)
+    window = len(ring)
+    for age in range(min(positives, window)):
+        weight = rule.decay[age] * scale
+        row = ring[(positives - 1 - age) % window]
+        items.history_sum[row] += weight * weight * norm
+        step = rule.rate / np.sqrt(items.history_sum[row]) * weight
+        vector = items.history[row]
+        for place in range(len(pull)):
+            vector[place] -= step * pull[place]
+
+
+@_compiled
+def learn_dislike(items: ItemRows, users: UserRows, rule: Rule, scratch: Scratch, user: int, item: int, weight: np.float32) -> None:
+    """One step of ``-log(1 - sigmoid(score))`` on the item's row alone; `user` -1 is an unknown one."""
+    scratch.user[:] = np.float32(0.0)
+    if user >= 0:
+        fold(items.history, users.ring[user], users.positives[user], rule.decay, scratch.user)
+    score = items.bias[item] + dot(items.factors[item], scratch.user)
+    slope = weight * rule.dislike_rate / (_ONE + np.exp(-score))
+    step_item(items, item, slope, scratch.user, dot(scratch.user, scratch.user), rule)
+
+
+@_compiled
+def learn_event(
+    items: ItemRows,
+    users: UserRows,
+    log: SeenLog,
+    rule: Rule,
+    scratch: Scratch,
+    n_items: int,
+    event: int,
+    user: int,
+    item: int,
+    weight: float,
+    log_size: int,
+) -> int:
+    """Learn one event (`weight` > 0 liked, < 0 disliked); return the log's new size."""
+    if weight < 0.0:
+        learn_dislike(items, users, rule, scratch, user, item, np.float32(-weight))
+        return log_size
+    stamp = event + 1
+    mark_seen(log, users.newest[user], scratch.marks, stamp)
+    seen = scratch.marks[item] == stamp
+    ring, positives = users.ring[user], users.positives[user]
+    scale = fold(items.history, ring, positives, rule.decay, scratch.user)
+    count = draw_unseen(scratch, rule, n_items, event, item, stamp)
+    if count > 0:
+        softmax_step(items, scratch, count, np.float32(weight), rule)
+        step_history(items, ring, positives, scale, scratch.pull, rule)
+    return note_positive(users, log, log_size, user, item, seen)
+
+
+@_compiled
+def learn_events(
+    items: ItemRows,
+    users: UserRows,
+    log: SeenLog,
+    rule: Rule,
+    scratch: Scratch,
+    n_items: np.ndarray,
+    event: int,
+    user: np.ndarray,
+    item: np.ndarray,
+    weight: np.ndarray,
+    log_size: int,
+) -> int:
+    """Learn events one after the other; `n_items`, int64 [events], is how many items were known at each."""
+    for place in range(len(user)):
+        log_size = learn_event(
+            items, users, log, rule, scratch, n_items[place], event + place, user[place], item[place], weight[place], log_size
+        )
+    return log_size
+
+
+@_compiled
+def rank_among(scores: np.ndarray, hidden: np.ndarray, target: int, k: int) -> tuple[int, np.ndarray]:
+    """Return the target's rank, from 1, and the k best rows, best first, leaving out the rows in `hidden`.
+
+    Ties count against the target: whatever is not strictly below it, NaN included, is above it.
+    """
+    open_scores = scores.copy()
+    open_scores[hidden] = np.float32(-np.inf)
+    mark = open_scores[target]
+    rank = 1
+    best = np.full(k, -1, dtype=np.int64)
+    values = np.full(k, -np.inf, dtype=np.float32)
+    for row in range(len(open_scores)):
+        value = open_scores[row]
+        if not value < mark and row != target:
+            rank += 1
+        if value > values[k - 1]:
+            place = k - 1
+            while place > 0 and value > values[place - 1]:
+                values[place] = values[place - 1]
+                best[place] = best[place - 1]
+                place -= 1
+            values[place] = value
+            best[place] = row
+    return rank, best

@@ -1,0 +1,241 @@
+"""Matrix factorisation that learns from every click and needs no rows for users."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from common.errors import InvalidSetting
+from common.ids import rng_for, stable_hash
+from common.snapshots import MFSnapshot
+from stream.learner.base import ArrayRanker
+from stream.learner.kernels import ItemRows, Rule, Scratch, fold, learn_event, learn_events, score_all
+
+
+class MF(ArrayRanker):
+    r"""Factored item similarity with a recency-weighted user, learned by sampled softmax.
+
+    With $h_0, h_1, \dots$ the user's liked items, newest first, and $w_d = e^{-d / \tau}$ over the last `window`,
+
+    $$u = \frac{\sum_d w_d V_{h_d}}{\sqrt{\sum_d w_d}}, \qquad s_k = b_k + u \cdot Q_k.$$
+
+    A liked item is one step on $-\log \mathrm{softmax}(s)$ of it among itself and N uniform items that the user has
+    not liked; the step moves b and Q of those items and, through u, V of the history. A disliked item is one step on
+    $-\log(1 - \sigma(s))$ of its own b and Q, at `dislike` times the rate. Steps are AdaGrad's, one accumulator a row.
+
+    The user is folded from what they liked, so there is no user vector to learn, lose or send, and a new user counts
+    from the first click. A row starts from a stable hash of seed and id and the negatives from one of seed and event
+    number, so neither the order in which items appear nor a restart changes them. Reading never changes the state.
+
+    Parameters
+    ----------
+    n_factors
+        Length of a row of V and Q.
+    negatives
+        N.
+    window
+        How many of the newest liked items fold into the user.
+    recency
+        $\tau$, in events of the user.
+    lr
+        AdaGrad's rate of V and Q.
+    bias_lr
+        The same of b.
+    accumulator
+        Where the sums of squared gradients start; larger is more cautious with rare items.
+    init_scale
+        Expected length of a new row.
+    dislike
+        How much of a full step a disliked item takes; 0 ignores dislikes.
+    seed
+        Of rows and negatives.
+
+    Examples
+    --------
+    >>> from stream.learner.mf import MF
+    >>> model = MF(n_factors=16, negatives=4, seed=7)
+    >>> for turn in range(200):
+    ...     group = "tea" if turn % 2 else "ale"
+    ...     model.learn_one(f"user {turn // 4 % 10}-{group}", f"{group} {turn // 2 % 5}")
+    >>> model.learn_one("new", "ale 0")
+    >>> sorted(item for item, _ in model.top_k("new", 4))
+    ['ale 1', 'ale 2', 'ale 3', 'ale 4']
+    >>> model.rank("new", {"tea 1", "ale 3"})
+    ['ale 3', 'tea 1']
+
+    References
+    ----------
+    Kabbur, Ning, Karypis: FISM: factored item similarity models for top-N recommender systems. KDD 2013.
+    Bengio, Senécal: Adaptive importance sampling to accelerate training of a neural probabilistic language model.
+    IEEE Transactions on Neural Networks 19(4), 2008 (sampled softmax).
+    """
+
+    def __init__(
+        self,
+        n_factors: int = 64,
+        negatives: int = 50,
+        window: int = 50,
+        recency: float = 10.0,
+        lr: float = 1.0,
+        bias_lr: float = 0.1,
+        accumulator: float = 1.0,
+        init_scale: float = 1.0,
+        dislike: float = 0.1,
+        seed: int = 0,
+    ) -> None:
+        counts = {"n_factors": n_factors, "negatives": negatives}
+        for name, count in counts.items():
+            if type(count) is not int or count < 1:
+                raise InvalidSetting(f"{name} {count!r}", expected="an int of 1 or more")
+        rates = {
+            "recency": recency, "lr": lr, "bias_lr": bias_lr, "accumulator": accumulator,
+            "init_scale": init_scale, "dislike": dislike,
+        }  # fmt: skip
+        for name, rate in rates.items():
+            least = 0.0 if name == "dislike" else 1e-12
+            if isinstance(rate, bool) or not isinstance(rate, int | float) or not least <= rate < 1e9:
+                raise InvalidSetting(f"{name} {rate!r}", expected="a finite number above 0")
+        self.n_factors, self.negatives, self.recency = n_factors, negatives, recency
+        self.lr, self.bias_lr, self.accumulator = lr, bias_lr, accumulator
+        self.init_scale, self.dislike = init_scale, dislike
+        super().__init__(seed=seed, window=window)
+        self._item_arrays |= {
+            "history": np.zeros((0, n_factors), dtype=np.float32),
+            "factors": np.zeros((0, n_factors), dtype=np.float32),
+            "bias": np.zeros(0, dtype=np.float32),
+            "history_sum": np.zeros(0, dtype=np.float32),
+            "factors_sum": np.zeros(0, dtype=np.float32),
+            "bias_sum": np.zeros(0, dtype=np.float32),
+        }
+        decay = np.exp(-np.arange(window, dtype=np.float32) / np.float32(recency)).astype(np.float32)
+        self._rule = Rule(
+            decay,
+            np.float32(lr),
+            np.float32(bias_lr),
+            np.float32(dislike),
+            negatives,
+            np.uint64(stable_hash(seed, "mf-negatives")),
+        )
+        self._rewire()
+
+    def _rewire(self) -> None:
+        super()._rewire()
+        arrays = self._item_arrays
+        if "history" not in arrays:  # the base class wires once before the factors exist
+            return
+        self._items = ItemRows(*(arrays[name] for name in ItemRows._fields))
+        self._scratch = Scratch(
+            marks=np.zeros(len(arrays["counts"]), dtype=np.int64),
+            rows=np.zeros(self.negatives + 1, dtype=np.int64),
+            scores=np.zeros(self.negatives + 1, dtype=np.float32),
+            user=np.zeros(self.n_factors, dtype=np.float32),
+            pull=np.zeros(self.n_factors, dtype=np.float32),
+        )
+
+    def initial_rows(self, item: str) -> tuple[np.ndarray, np.ndarray]:
+        """Return the V and Q, float32 [n_factors] each, with which the item starts."""
+        drawn = rng_for(self.seed, "mf-item", item).standard_normal((2, self.n_factors))
+        rows = (drawn * (self.init_scale / np.sqrt(self.n_factors))).astype(np.float32)
+        return rows[0], rows[1]
+
+    def _start_item(self, row: int, item: str) -> None:
+        self._items.history[row], self._items.factors[row] = self.initial_rows(item)
+        for sums in (self._items.history_sum, self._items.factors_sum, self._items.bias_sum):
+            sums[row] = self.accumulator
+
+    def user_factors(self, user: str) -> np.ndarray:
+        """Return u, float32 [n_factors]; zeros for a user without history."""
+        folded = np.zeros(self.n_factors, dtype=np.float32)
+        row = self.user_row(user)
+        if row is not None:
+            fold(self._items.history, self._users.ring[row], int(self._users.positives[row]), self._rule.decay, folded)
+        return folded
+
+    def scores(self, user: str) -> np.ndarray:
+        """Return the score of every known item, float32 [n_items]."""
+        scored = np.empty(self.n_items, dtype=np.float32)
+        score_all(self._items.bias, self._items.factors, self.user_factors(user), scored)
+        return scored
+
+    def _unknown_item_score(self, user: str, item: str) -> float:
+        scored = np.empty(1, dtype=np.float32)
+        _, factors = self.initial_rows(item)
+        score_all(np.zeros(1, dtype=np.float32), factors[None, :], self.user_factors(user), scored)
+        return float(scored[0])
+
+    def _learn(self, user: int, item: int, weight: float) -> None:
+        if weight > 0:
+            self._item_arrays["counts"][item] += 1
+        self._log_size = learn_event(
+            self._items,
+            self._users,
+            self._log,
+            self._rule,
+            self._scratch,
+            self.n_items,
+            self._events,
+            user,
+            item,
+            weight,
+            self._log_size,
+        )
+
+    def _learn_checked(self, events: list[tuple[str, str, float]]) -> None:
+        size = len(events)
+        users, items, known = (np.empty(size, dtype=np.int64) for _ in range(3))
+        weights = np.empty(size, dtype=np.float64)
+        for place, (user, item, weight) in enumerate(events):
+            items[place] = self._item(item)
+            users[place] = self._user(user) if weight > 0 else self._user_rows.get(user, -1)
+            weights[place], known[place] = weight, self.n_items
+        self._make_room(size)
+        np.add.at(self._item_arrays["counts"], items[weights > 0], 1)
+        self._log_size = learn_events(
+            self._items,
+            self._users,
+            self._log,
+            self._rule,
+            self._scratch,
+            known,
+            self._events,
+            users,
+            items,
+            weights,
+            self._log_size,
+        )
+        self._events += size
+
+    def snapshot(self, offsets: Mapping[str, Mapping[str, int]]) -> MFSnapshot:
+        """Return frozen copies of what serving needs.
+
+        Parameters
+        ----------
+        offsets
+            Topic to partition (as text) to the next offset to read.
+        """
+        histories = [self._history(row) for row in range(self.n_users)]
+        seen = [np.sort(self.seen_rows(user)) for user in self._user_rows]
+        rows = slice(0, self.n_items)
+        return MFSnapshot(
+            item_ids=self.item_ids,
+            history_factors=self._items.history[rows].copy(),
+            item_factors=self._items.factors[rows].copy(),
+            item_bias=self._items.bias[rows].copy(),
+            item_counts=self._item_arrays["counts"][rows].copy(),
+            user_ids=tuple(self._user_rows),
+            history_starts=_starts(histories),
+            history_items=_joined(histories),
+            seen_starts=_starts(seen),
+            seen_items=_joined(seen),
+            recency=float(self.recency),
+            window=self.window,
+            events=self._events,
+            offsets={topic: dict(parts) for topic, parts in offsets.items()},
+        )
+
+
+def _starts(groups: list[np.ndarray]) -> np.ndarray:
+    return np.cumsum([0, *map(len, groups)], dtype=np.int64)
+
+
+def _joined(groups: list[np.ndarray]) -> np.ndarray:
+    return np.concatenate([np.zeros(0, dtype=np.int64), *groups]).astype(np.int32)
