@@ -47,3 +47,8 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def client(service: str) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=service, timeout=30.0) as client:
         yield client
+
+
+@pytest.fixture
+def queries() -> QueryTexts:
+    return QueryTexts(lambda name: WordEncoder())
