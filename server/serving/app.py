@@ -92,7 +92,7 @@ def _add_questions(app: FastAPI, source: BundleSource, queries: QueryTexts, new_
         "/v1/users/{user_id:path}/recommendations",
         response_model=SlateOut,
         response_model_exclude_unset=True,
-        responses=problem_responses(422, 503),
+        responses=problem_responses(404, 422, 503),
         summary="Recommend for a user",
     )
     def user_recommendations(user_id: UserId, k: KParameter = 10, explain: bool = False) -> dict[str, Any]:

@@ -2,13 +2,20 @@
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from common.events import MAX_ID_LENGTH
 from server.serving.recommend import MAX_HISTORY, MAX_K, MAX_QUERY
 
 Id = Annotated[str, Field(min_length=1, max_length=MAX_ID_LENGTH)]
-K = Annotated[int, Field(ge=1, le=MAX_K, description="How many items")]
+
+
+def _integral(value: object) -> object:
+    """Let 10.0 be 10: JSON has one kind of number, and OpenAPI's integer includes it."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+K = Annotated[int, Field(ge=1, le=MAX_K, description="How many items"), BeforeValidator(_integral)]
 
 
 class RecommendationRequest(BaseModel):
