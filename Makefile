@@ -1,0 +1,64 @@
+# Every step of the house; `make help` lists them. Nothing here needs more than GNU make 3.81.
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test check test-fast test-slow bench clean
+
+# the first supported Python that is there and starts; `make demo PYTHON=/path/to/python3.12` overrides it
+PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3 python; do \
+	"$$name" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' >/dev/null 2>&1 \
+	&& { echo "$$name"; break; }; done)
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+PACKAGES := anabranch client common server stream
+
+# tests use no network and tell nobody about it; one thread a process, so that sums come out the same
+export FLWR_TELEMETRY_ENABLED := 0
+export FLWR_DISABLE_UPDATE_CHECK := 1
+TEST_ENV := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
+
+help:  ## Show this list
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+
+venv: $(VENV)/.installed  ## Make .venv with what the program needs
+
+demo: $(VENV)/.installed  ## See all of it: federated rounds, live clicks, recommendations
+	@$(BIN)/anabranch demo
+
+test: check test-fast  ## Every gate, then every test that takes seconds
+
+check: $(VENV)/.installed-dev  ## The gates: format, lint, types, imports, dependencies
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/deptry .
+
+test-fast: $(VENV)/.installed-dev  ## The tests alone, with the examples in the docstrings
+	$(TEST_ENV) $(BIN)/python -m pytest --doctest-modules -m "not slow" tests $(PACKAGES)
+
+test-slow: $(VENV)/.installed-dev  ## The tests that take minutes
+	$(TEST_ENV) $(BIN)/python -m pytest -m slow tests
+
+bench: $(VENV)/.installed  ## Measure each claim of benchmarks/ again
+	@for claim in benchmarks/*.py; do echo "$$claim"; OMP_NUM_THREADS=1 $(BIN)/python "$$claim" || exit 1; done
+
+clean:  ## Remove what the targets made; stores of models stay
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find $(PACKAGES) tests benchmarks -type d -name __pycache__ -prune -exec rm -rf {} +
+
+# torch goes first and alone: it is the largest, and the rest then finds it there
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "make: no Python from 3.11 to 3.13 was found; install one, or name it: make demo PYTHON=/path/to/python3" >&2; exit 1; }
+	@test -x $(BIN)/pip || { echo "making $(VENV) with $(PYTHON)"; "$(PYTHON)" -m venv $(VENV); }
+	@echo "installing (some minutes the first time)"
+	@$(PIP) install -c constraints.txt torch
+	@$(PIP) install -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	@echo "installing the tools for checks and tests"
+	@$(PIP) install -c constraints.txt -e ".[dev]"
+	@touch $@
