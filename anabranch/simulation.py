@@ -24,6 +24,7 @@ from common.ids import stable_hash
 from common.instructions import Objective, PrivacyTerms
 from common.items import Catalogue
 from common.manifests import Manifest
+from common.privacy import PrivacyUnit
 from common.progress import Progress, silent
 from server.aggregate import strategy_named
 from server.aggregate.base import RowAdam
@@ -36,7 +37,7 @@ from server.release import Publisher
 from server.rounds import RoundLoop, RoundRecord, RoundStore, RunPlan, RunState
 
 ENGINES = ("inprocess",)
-UNITS = ("user", "example", "off")
+UNITS: tuple[PrivacyUnit, ...] = ("user", "example", "off")
 TRAIN_SHARE = 0.8
 MIN_CLICKS = 2
 """A user needs this many training clicks to take part."""
@@ -90,12 +91,24 @@ class SimulationSettings:
     def __post_init__(self) -> None:
         if self.engine not in ENGINES:
             raise UnknownName("engine", self.engine, list(ENGINES), mend="leave out --engine")
-        if self.privacy.unit not in UNITS:
-            raise UnknownName("privacy unit", self.privacy.unit, list(UNITS))
         if self.clients < 1 or not 1 <= self.cohort <= self.clients:
             raise InvalidSetting(
                 f"a cohort of {self.cohort} out of {self.clients} clients", expected="1 <= cohort <= clients"
             )
+
+
+def privacy_terms(unit: str, *, epsilon: float, delta: float, sample_rate: float) -> PrivacyTerms:
+    """Return the terms for a unit given by name.
+
+    Raises
+    ------
+    UnknownName
+        Another unit than `UNITS`.
+    """
+    for known in UNITS:
+        if unit == known:
+            return PrivacyTerms(known, epsilon, delta, sample_rate)
+    raise UnknownName("privacy unit", unit, list(UNITS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -361,3 +374,32 @@ def _describe(record: RoundRecord, plan: RunPlan) -> str:
         f"round {record.round}/{plan.rounds}: {record.replied} of {record.planned} nodes"
         f"{f', {bad} unusable' if bad else ''}{spent} ({record.seconds['train']:.1f} s)"
     )
+
+
+def simulate(
+    dataset: Dataset,
+    store: Path | str,
+    settings: SimulationSettings | None = None,
+    *,
+    progress: Progress = silent,
+    note: Callable[[str], None] = lambda text: None,
+) -> SimulationResult:
+    """Run federated rounds over a data set and publish the global model into a store.
+
+    Parameters
+    ----------
+    dataset
+        For example ``anabranch.load_dataset("movielens-100k", notice=print)``.
+    store
+        Folder of models; made when missing.
+    settings
+        What to run; the defaults train under user-level differential privacy with epsilon 8.
+    progress, note
+        Told how far it is; told in words.
+
+    Raises
+    ------
+    AnabranchError
+        See `Simulation.run`.
+    """
+    return Simulation(dataset, Path(store), settings or SimulationSettings(), progress=progress, note=note).run()
