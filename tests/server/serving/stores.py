@@ -1,5 +1,6 @@
 """Small stores whose right answers are known."""
 
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -29,10 +30,12 @@ class WordEncoder:
     ----------
     sha256
         What it says its base weights are.
+    seconds
+        How long it takes over a call, as a real one does: time for a swap to come between.
     """
 
-    def __init__(self, sha256: str = SHA256) -> None:
-        self.sha256 = sha256
+    def __init__(self, sha256: str = SHA256, seconds: float = 0.0) -> None:
+        self.sha256, self.seconds = sha256, seconds
         self.loaded = 0
         self._matrix = np.eye(DIMENSION, dtype=np.float32)
 
@@ -45,6 +48,7 @@ class WordEncoder:
         for row, text in enumerate(texts):
             for word in text.lower().split():
                 words[row, stable_hash("word", word) % DIMENSION] += 1.0
+        time.sleep(self.seconds)
         moved = (words + 1e-3) @ self._matrix
         rows: np.ndarray = (moved / np.linalg.norm(moved, axis=1, keepdims=True)).astype(np.float32)
         return rows
