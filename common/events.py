@@ -88,7 +88,7 @@ def decode_event(raw: bytes) -> Interaction:
     try:
         whole = _decode_object(raw)
         if whole.get("v") != SCHEMA_VERSION:
-            raise MalformedEvent(f"schema version {whole.get('v')!r}", expected=f"v={SCHEMA_VERSION}")
+            raise MalformedEvent(f"schema version {whole.get('v')!r:.40}", expected=f"v={SCHEMA_VERSION}")
         record = msgspec.convert(whole, _Record, strict=True)
     except (msgspec.DecodeError, msgspec.ValidationError, RecursionError, UnicodeDecodeError) as error:
         raise MalformedEvent(
