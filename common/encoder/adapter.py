@@ -80,9 +80,11 @@ class TextEncoder(nn.Module):
             layers_to_transform=list(range(self.first_trained, layers)),
             lora_dropout=0.0,
             bias="none",
-            base_model_name_or_path=spec.name,
         )
         self.peft = get_peft_model(base, self.lora_config)
+        # PEFT filled in this machine's folder; the name is what others can find. It would look the name up on the hub,
+        # so each reading of the state below says that no embedding layer belongs to it
+        self.lora_config.base_model_name_or_path = spec.name
         self.bert = base
         self.dimension = int(base.config.hidden_size)
         self._sha256: str | None = None
@@ -103,7 +105,7 @@ class TextEncoder(nn.Module):
 
     def adapter(self) -> dict[str, np.ndarray]:
         """Return the adapter's tensors, float32, named as in PEFT's file."""
-        state = get_peft_model_state_dict(self.peft)
+        state = get_peft_model_state_dict(self.peft, save_embedding_layers=False)
         return {name: tensor.detach().to("cpu", torch.float32).numpy().copy() for name, tensor in sorted(state.items())}
 
     def set_adapter(self, arrays: Mapping[str, np.ndarray]) -> None:
@@ -114,7 +116,7 @@ class TextEncoder(nn.Module):
         EncoderError
             When a tensor is missing, unknown, or of another shape, naming it.
         """
-        current = get_peft_model_state_dict(self.peft)
+        current = get_peft_model_state_dict(self.peft, save_embedding_layers=False)
         if current.keys() != arrays.keys():
             odd = sorted(current.keys() ^ arrays.keys())[0]
             raise EncoderError(f"tensor {odd!r} is in only one of model and adapter", expected="the same tensors")
