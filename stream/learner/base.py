@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import msgspec
 import numpy as np
@@ -36,7 +36,7 @@ def unpack_ids(ends: np.ndarray, content: np.ndarray) -> list[str]:
     """Return what `pack_ids` packed."""
     raw = content.tobytes()
     starts = [0, *ends.tolist()]
-    return [raw[start:end].decode() for start, end in zip(starts, starts[1:], strict=False)]
+    return [raw[start:end].decode() for start, end in pairwise(starts)]
 
 
 class ArrayRanker(Ranker):  # type: ignore[misc]  # river has no types
@@ -69,7 +69,10 @@ class ArrayRanker(Ranker):  # type: ignore[misc]  # river has no types
             "positives": np.zeros(0, dtype=np.int64),
             "newest": np.zeros(0, dtype=np.int64),
         }
-        self._log_arrays = {"item": np.zeros(0, dtype=np.int32), "previous": np.zeros(0, dtype=np.int64)}
+        self._log_arrays: dict[str, np.ndarray] = {
+            "item": np.zeros(0, dtype=np.int32),
+            "previous": np.zeros(0, dtype=np.int64),
+        }
         self._log_size = 0
         self._events = 0
         self._rewire()
@@ -141,7 +144,8 @@ class ArrayRanker(Ranker):  # type: ignore[misc]  # river has no types
     def _history(self, row: int) -> np.ndarray:
         positives = int(self._users.positives[row])
         places = np.arange(max(0, positives - self.window), positives) % self.window
-        return self._users.ring[row][places].astype(np.int64)
+        history: np.ndarray = self._users.ring[row][places].astype(np.int64)
+        return history
 
     def add_items(self, ids: Iterable[str]) -> None:
         """Make items candidates before anyone clicked them; known ones are left as they are."""

@@ -41,7 +41,11 @@ class ItemRows(NamedTuple):
 
 
 class UserRows(NamedTuple):
-    """What is known about users: int32 [u, window] ring of the last items, int64 [u] positives, int64 [u] newest entry."""
+    """What is known about users.
+
+    `ring` is int32 [u, window], the last liked items; `positives` int64 [u] counts them; `newest` int64 [u] is the
+    user's last entry of the log, -1 for none.
+    """
 
     ring: np.ndarray
     positives: np.ndarray
@@ -111,7 +115,7 @@ def fold(history: np.ndarray, ring: np.ndarray, positives: int, decay: np.ndarra
     total = np.float32(0.0)
     for age in range(depth):
         total += decay[age]
-    scale = _ONE / np.sqrt(total)
+    scale: np.float32 = _ONE / np.sqrt(total)
     for age in range(depth):
         weight = decay[age] * scale
         row = history[ring[(positives - 1 - age) % window]]
@@ -225,7 +229,9 @@ def softmax_step(items: ItemRows, scratch: Scratch, count: int, weight: np.float
 
 
 @_compiled
-def step_history(items: ItemRows, ring: np.ndarray, positives: int, scale: np.float32, pull: np.ndarray, rule: Rule) -> None:
+def step_history(
+    items: ItemRows, ring: np.ndarray, positives: int, scale: np.float32, pull: np.ndarray, rule: Rule
+) -> None:
     """Carry `pull` (d loss / d user) on to the rows the user was folded from."""
     norm = dot(pull, pull)
     window = len(ring)
@@ -240,7 +246,9 @@ def step_history(items: ItemRows, ring: np.ndarray, positives: int, scale: np.fl
 
 
 @_compiled
-def learn_dislike(items: ItemRows, users: UserRows, rule: Rule, scratch: Scratch, user: int, item: int, weight: np.float32) -> None:
+def learn_dislike(
+    items: ItemRows, users: UserRows, rule: Rule, scratch: Scratch, user: int, item: int, weight: np.float32
+) -> None:
     """One step of ``-log(1 - sigmoid(score))`` on the item's row alone; `user` -1 is an unknown one."""
     scratch.user[:] = np.float32(0.0)
     if user >= 0:
@@ -297,7 +305,17 @@ def learn_events(
     """Learn events one after the other; `n_items`, int64 [events], is how many items were known at each."""
     for place in range(len(user)):
         log_size = learn_event(
-            items, users, log, rule, scratch, n_items[place], event + place, user[place], item[place], weight[place], log_size
+            items,
+            users,
+            log,
+            rule,
+            scratch,
+            n_items[place],
+            event + place,
+            user[place],
+            item[place],
+            weight[place],
+            log_size,
         )
     return log_size
 

@@ -51,11 +51,12 @@ class MF(ArrayRanker):
 
     Examples
     --------
+    >>> import random
     >>> from stream.learner.mf import MF
-    >>> model = MF(n_factors=16, negatives=4, seed=7)
-    >>> for turn in range(200):
-    ...     group = "tea" if turn % 2 else "ale"
-    ...     model.learn_one(f"user {turn // 4 % 10}-{group}", f"{group} {turn // 2 % 5}")
+    >>> model, rng = MF(n_factors=16, negatives=4, seed=7), random.Random(0)
+    >>> for _ in range(600):
+    ...     group = rng.choice(["tea", "ale"])
+    ...     model.learn_one(f"{group} drinker {rng.randrange(20)}", f"{group} {rng.randrange(5)}")
     >>> model.learn_one("new", "ale 0")
     >>> sorted(item for item, _ in model.top_k("new", 4))
     ['ale 1', 'ale 2', 'ale 3', 'ale 4']

@@ -1,0 +1,108 @@
+"""What a stream worker is told to do, and what it reports."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from common.errors import InvalidSetting, UnknownName
+from stream.topics import check_bootstrap, check_topic
+
+OnNewTopic = Literal["fail", "continue"]
+OnLostOffset = Literal["fail", "earliest", "latest"]
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSettings:
+    """What a stream worker does.
+
+    Parameters
+    ----------
+    servers, topic
+        Where the records are.
+    store
+        Folder that holds the checkpoints and snapshots.
+    checkpoint_events, checkpoint_seconds
+        A checkpoint is written after so many records or seconds, whichever comes first, and at the end.
+    until_events
+        Stop when so many records were applied in all, those of earlier runs into this store included.
+    idle_timeout_s
+        Stop after so long without a record.
+    on_new_topic
+        When the topic is not the one of the checkpoint (deleted and made again, or another broker): "fail", or
+        "continue": keep what was learned and read the new topic from its beginning.
+    on_lost_offset
+        When the broker no longer has the next offset: "fail", or go on from the "earliest" or "latest" it has.
+    dedup_window
+        How many event ids are remembered.
+    evaluate_every
+        Test every so many liked events before learning; 0 tests none.
+    keep
+        How many checkpoints and snapshots stay.
+    group
+        Consumer group whose offsets dashboards see.
+    topic_wait_s
+        How long to wait for the topic to appear.
+    """
+
+    servers: str
+    topic: str
+    store: Path
+    checkpoint_events: int = 5000
+    checkpoint_seconds: float = 5.0
+    until_events: int | None = None
+    idle_timeout_s: float | None = None
+    on_new_topic: OnNewTopic = "fail"
+    on_lost_offset: OnLostOffset = "fail"
+    dedup_window: int = 100_000
+    evaluate_every: int = 1
+    keep: int = 3
+    group: str = "anabranch"
+    topic_wait_s: float = 10.0
+
+    def __post_init__(self) -> None:
+        check_bootstrap(self.servers)
+        check_topic(self.topic)
+        if self.on_new_topic not in ("fail", "continue"):
+            raise UnknownName("policy for a new topic", self.on_new_topic, ["fail", "continue"])
+        if self.on_lost_offset not in ("fail", "earliest", "latest"):
+            raise UnknownName("policy for a lost offset", self.on_lost_offset, ["fail", "earliest", "latest"])
+        if self.checkpoint_events < 1 or not self.checkpoint_seconds > 0 or self.keep < 2:
+            raise InvalidSetting(
+                f"checkpoint_events {self.checkpoint_events}, checkpoint_seconds {self.checkpoint_seconds},"
+                f" keep {self.keep}",
+                expected="1 or more, above 0, 2 or more",
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class LearnReport:
+    """What the state holds at the end of a run; all counts include earlier runs into the same store.
+
+    Parameters
+    ----------
+    events
+        Records applied: learned, neutral, duplicates and dead ones.
+    learned, duplicates_skipped, dead_letters, drift_alarms
+        What became of them.
+    offsets
+        Topic to partition, as text, to the next offset to read.
+    state_sha256
+        Of the learner.
+    metrics
+        Contender to its row.
+    resumed_from
+        Records applied before this run.
+    seconds
+        Wall time of this run.
+    """
+
+    events: int
+    learned: int
+    duplicates_skipped: int
+    dead_letters: int
+    drift_alarms: int
+    offsets: dict[str, dict[str, int]]
+    state_sha256: str
+    metrics: dict[str, dict[str, Any]]
+    resumed_from: int
+    seconds: float

@@ -1,0 +1,208 @@
+"""What the stream worker knows, and what one record does to it. No broker here: bytes in, outcome out."""
+
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from common.errors import AnabranchError, CheckpointMismatch, InvalidSetting, MalformedEvent
+from common.events import Interaction, decode_event
+from common.ids import stable_hash
+from common.settings import feedback_of
+from stream.learner.base import ArrayRanker
+from stream.learner.mf import MF
+from stream.learner.popularity import Popularity
+from stream.progressive import Progressive, Protocol
+
+OURS = "ours"
+POPULARITY = "popularity"
+
+Decoder = Callable[[bytes], Interaction]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one record.
+
+    Parameters
+    ----------
+    kind
+        "learned", "neutral" (an event that says nothing about taste), "duplicate" (its event_id came before),
+        "stale" (its offset was applied before) or "dead".
+    error, reason
+        Of a dead one: the error's class and one line.
+    """
+
+    kind: Literal["learned", "neutral", "duplicate", "stale", "dead"]
+    error: str = ""
+    reason: str = ""
+
+
+class RecentIds:
+    """Remembers the last `window` event ids, as stable 64-bit hashes.
+
+    Two different ids among a million collide with a chance of 3e-8.
+    """
+
+    def __init__(self, window: int) -> None:
+        self._window = window
+        self._order: deque[int] = deque()
+        self._known: set[int] = set()
+
+    def add(self, event_id: str) -> bool:
+        """Remember the id; return False when it is remembered already."""
+        mark = stable_hash(event_id)
+        if mark in self._known:
+            return False
+        if self._window > 0:
+            self._known.add(mark)
+            self._order.append(mark)
+            if len(self._order) > self._window:
+                self._known.discard(self._order.popleft())
+        return True
+
+    def as_array(self) -> np.ndarray:
+        """Return the hashes, oldest first, uint64."""
+        return np.fromiter(self._order, dtype=np.uint64, count=len(self._order))
+
+    def load(self, hashes: np.ndarray) -> None:
+        """Take back what `as_array` gave, cut to the window."""
+        kept = [int(value) for value in hashes][-self._window :] if self._window else []
+        self._order, self._known = deque(kept), set(kept)
+
+
+class StreamState:
+    """Learner, controls, counters, offsets and recent ids: all that a checkpoint holds.
+
+    Parameters
+    ----------
+    learner
+        The one whose factors are served.
+    every
+        Test every so many liked events; 0 tests none.
+    dedup_window
+        How many event ids are remembered.
+    decode
+        Bytes to event; whatever it raises makes a dead letter.
+    """
+
+    def __init__(
+        self, learner: MF, *, every: int = 1, dedup_window: int = 100_000, decode: Decoder = decode_event
+    ) -> None:
+        if every < 0 or dedup_window < 0:
+            raise InvalidSetting(f"every {every}, dedup_window {dedup_window}", expected="0 or more")
+        self.learner = learner
+        contenders: dict[str, ArrayRanker] = {OURS: learner, POPULARITY: Popularity()}
+        warm = 2**62 if every == 0 else 0  # never warm enough: nothing is tested
+        self.progressive = Progressive(contenders, Protocol(warm_events=warm, every=max(every, 1)))
+        self._recent = RecentIds(dedup_window)
+        self._decode = decode
+        self.events = self.learned = self.duplicates_skipped = self.dead_letters = 0
+        self.offsets: dict[str, dict[int, int]] = {}
+        self.topic_ids: dict[str, str] = {}
+
+    def add_items(self, ids: tuple[str, ...]) -> None:
+        """Make items candidates of every contender."""
+        for learner in self.progressive.contenders.values():
+            learner.add_items(ids)
+
+    def apply(self, topic: str, partition: int, offset: int, value: bytes | None) -> Outcome:
+        """Apply one record, and move the partition's offset past it.
+
+        A record below the stored offset was applied before and changes nothing ("stale").
+        """
+        parts = self.offsets.setdefault(topic, {})
+        if offset < parts.get(partition, 0):
+            return Outcome("stale")
+        outcome = self._judge(value)
+        parts[partition] = offset + 1
+        self.events += 1
+        self.learned += outcome.kind == "learned"
+        self.duplicates_skipped += outcome.kind == "duplicate"
+        self.dead_letters += outcome.kind == "dead"
+        return outcome
+
+    def _judge(self, value: bytes | None) -> Outcome:
+        try:
+            if value is None:
+                raise MalformedEvent("a record without a value", expected="an event")
+            event = self._decode(value)
+        except AnabranchError as error:
+            return Outcome("dead", type(error).__name__, str(error))
+        except Exception as error:  # one record must never stop the stream, whatever a decoder does
+            return Outcome("dead", type(error).__name__, " ".join(f"the decoder failed: {error}".split()))
+        if not self._recent.add(event.event_id):
+            return Outcome("duplicate")
+        feedback = feedback_of(event)
+        if feedback.sign == 0:
+            return Outcome("neutral")
+        try:
+            if feedback.sign > 0:
+                self.progressive.step(event.user_id, event.item_id, feedback.weight)
+            else:
+                self.progressive.dislike(event.user_id, event.item_id, feedback.weight)
+        except MalformedEvent as error:
+            return Outcome("dead", type(error).__name__, str(error))
+        return Outcome("learned")
+
+    def forget_topic(self, topic: str, identity: str) -> None:
+        """Take the topic for a new one, to be read from its beginning; what was learned stays."""
+        self.offsets.pop(topic, None)
+        self.topic_ids[topic] = identity
+
+    @property
+    def json_offsets(self) -> dict[str, dict[str, int]]:
+        """Topic to partition, as text, to the next offset to read."""
+        return {
+            topic: {str(part): offset for part, offset in sorted(parts.items())}
+            for topic, parts in sorted(self.offsets.items())
+        }
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Return all arrays of a checkpoint."""
+        state = {f"progressive/{name}": array for name, array in self.progressive.state_arrays().items()}
+        for contender, learner in self.progressive.contenders.items():
+            state |= {f"{contender}/{name}": array for name, array in learner.state_arrays().items()}
+        state["recent_ids"] = self._recent.as_array()
+        return state
+
+    def details(self) -> dict[str, Any]:
+        """Return the JSON values of a checkpoint."""
+        return {
+            "events": self.events,
+            "learned": self.learned,
+            "duplicates_skipped": self.duplicates_skipped,
+            "dead_letters": self.dead_letters,
+            "drift_alarms": self.progressive.drift_alarms,
+            "offsets": self.json_offsets,
+            "topic_ids": dict(sorted(self.topic_ids.items())),
+        }
+
+    def restore(self, arrays: Mapping[str, np.ndarray], details: Mapping[str, Any]) -> list[str]:
+        """Become the state of a checkpoint; return what could not be taken over, one line each.
+
+        Raises
+        ------
+        CheckpointMismatch
+            When it was made with other settings, naming what differs.
+        """
+        if "recent_ids" not in arrays:
+            raise CheckpointMismatch("the checkpoint lacks 'recent_ids'", mend="use a new store")
+        for contender, learner in self.progressive.contenders.items():
+            learner.load_state(_under(f"{contender}/", arrays))
+        same_river = self.progressive.load_state(_under("progressive/", arrays))
+        self._recent.load(arrays["recent_ids"])
+        self.events, self.learned = int(details["events"]), int(details["learned"])
+        self.duplicates_skipped, self.dead_letters = int(details["duplicates_skipped"]), int(details["dead_letters"])
+        self.offsets = {
+            str(topic): {int(part): int(offset) for part, offset in parts.items()}
+            for topic, parts in details["offsets"].items()
+        }
+        self.topic_ids = {str(topic): str(identity) for topic, identity in details["topic_ids"].items()}
+        return [] if same_river else ["another version of river wrote the checkpoint: the drift detector starts anew"]
+
+
+def _under(prefix: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
