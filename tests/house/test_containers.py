@@ -1,0 +1,114 @@
+"""The compose file and the Dockerfile say what is there."""
+
+import fnmatch
+import re
+import shutil
+import subprocess
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.house.tree import ROOT, refusal
+
+DOCKERFILE = ROOT / "Dockerfile"
+COMPOSE = ROOT / "docker-compose.yml"
+_INSTRUCTIONS = frozenset(
+    {"ARG", "COPY", "ENTRYPOINT", "ENV", "EXPOSE", "FROM", "LABEL", "RUN", "USER", "VOLUME", "WORKDIR"}
+)
+
+
+def _instructions() -> list[tuple[str, str]]:
+    text = re.sub(r"^\s*#.*\n", "", DOCKERFILE.read_text(), flags=re.MULTILINE).replace("\\\n", " ")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return [(line.split(None, 1)[0], line.split(None, 1)[1]) for line in lines]
+
+
+def _compose() -> dict[str, Any]:
+    content: dict[str, Any] = yaml.safe_load(COMPOSE.read_text())
+    return content
+
+
+def _services() -> dict[str, dict[str, Any]]:
+    services: dict[str, dict[str, Any]] = _compose()["services"]
+    return services
+
+
+def test_the_dockerfile_is_made_of_known_instructions() -> None:
+    assert {name for name, _ in _instructions()} <= _INSTRUCTIONS
+
+
+def test_the_image_is_built_in_stages_and_runs_as_nobody_special() -> None:
+    names = [name for name, _ in _instructions()]
+    last = len(names) - 1 - names[::-1].index("FROM")
+    final = dict(_instructions()[last:])
+    assert names.count("FROM") >= 2
+    assert final["USER"].split(":")[0] not in {"root", "0"}
+    assert final["ENTRYPOINT"] == '["anabranch"]'
+
+
+def test_the_image_starts_from_pinned_bases() -> None:
+    bases = [text.split()[0] for name, text in _instructions() if name == "FROM"]
+    stages = {text.split()[-1] for name, text in _instructions() if name == "FROM"}
+    assert all(re.search(r":\d", base) or base in stages for base in bases)
+
+
+def test_what_the_image_copies_is_there_and_not_ignored() -> None:
+    patterns = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and not line.startswith("#")]
+    for name, text in _instructions():
+        words = [word for word in text.split() if not word.startswith("--")]
+        if name != "COPY" or "--from=" in text:
+            continue
+        for source in words[:-1]:
+            assert (ROOT / source).exists(), source
+            assert not any(fnmatch.fnmatch(source, pattern.lstrip("/")) for pattern in patterns), source
+
+
+@pytest.mark.parametrize("name", [".git", ".venv", "anabranch-store"])
+def test_what_is_large_or_private_stays_out_of_the_build(name: str) -> None:
+    assert name in (ROOT / ".dockerignore").read_text().split()
+
+
+def test_every_service_is_reached_from_this_machine_alone() -> None:
+    ports = [port for service in _services().values() for port in service.get("ports", [])]
+    assert ports
+    assert all(str(port).startswith("127.0.0.1:") for port in ports)
+
+
+def test_every_service_says_whether_it_is_well() -> None:
+    assert all("test" in service["healthcheck"] for service in _services().values())
+
+
+def test_waiting_is_for_services_that_exist() -> None:
+    services = _services()
+    for service in services.values():
+        for other, how in service.get("depends_on", {}).items():
+            assert other in services
+            assert how["condition"] == "service_healthy"
+
+
+def test_every_volume_is_declared() -> None:
+    declared = set(_compose()["volumes"])
+    used = {text.split(":")[0] for service in _services().values() for text in service.get("volumes", [])}
+    assert used == declared
+
+
+def test_images_of_others_are_pinned() -> None:
+    images = [service["image"] for service in _services().values() if "build" not in service]
+    assert images
+    assert all(re.search(r":\d+\.\d+", image) for image in images)
+
+
+@pytest.mark.parametrize("name", sorted(n for n, service in _services().items() if "build" in service))
+def test_every_command_parses(name: str) -> None:
+    assert refusal([str(word) for word in _services()[name]["command"]]) is None
+
+
+def test_compose_itself_accepts_the_file() -> None:
+    docker = shutil.which("docker")
+    if docker is None or subprocess.run([docker, "compose", "version"], capture_output=True, check=False).returncode:
+        pytest.skip("docker compose is not installed")
+    done = subprocess.run(
+        [docker, "compose", "-f", str(COMPOSE), "config", "--quiet"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
