@@ -79,7 +79,7 @@ class SimulationSettings:
     strategy: str = "fedsvd"
     privacy: PrivacyTerms = field(default_factory=PrivacyTerms)
     objective: Objective = field(default_factory=Objective)
-    server_learning_rate: float = 5e-3
+    server_learning_rate: float = 1e-2
     engine: str = "inprocess"
     encoder: str = DEFAULT_ENCODER
     device: str = "auto"
