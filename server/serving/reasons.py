@@ -1,6 +1,6 @@
 """Why an item was recommended: parts of its score that add up to it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -11,6 +11,8 @@ from server.serving.fusion import TEXT_RECENCY, TEXT_WINDOW, Fused, Member, hist
 ReasonKind = Literal["because-you-liked", "factors", "text", "query", "popularity"]
 NAMED = 3
 """How many liked items are named for one recommendation."""
+TRACE = 1e-4
+"""A smaller part, of scores around 1, is rounding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +74,13 @@ def _one(
         ("query", "close to your query"),
         ("popularity", f"liked {count} times" if count else "nobody has liked it yet"),
     )
-    reasons += [Reason(kind, text, share[kind]) for kind, text in words if share.get(kind, 0.0) != 0.0]
-    return tuple(reasons)
+    rest = [Reason(kind, text, share[kind]) for kind, text in words if share.get(kind, 0.0) != 0.0]
+    if reasons:
+        # float32 leaves a trace where nothing is left; it goes to the largest part, so the sum still holds
+        trace = sum(reason.weight for reason in rest if abs(reason.weight) < TRACE)
+        reasons[0] = replace(reasons[0], weight=reasons[0].weight + trace)
+        rest = [reason for reason in rest if abs(reason.weight) >= TRACE]
+    return (*reasons, *rest)
 
 
 def _from_factors(bundle: Bundle, history: np.ndarray, member: Member | None, chosen: np.ndarray) -> np.ndarray:
@@ -104,7 +111,8 @@ def _above_average(matrix: np.ndarray, member: Member, chosen: np.ndarray) -> np
     """Return the chosen rows less the average row, in units of the score; 0 where the member knows nothing."""
     if not member.over.any():
         return np.zeros((len(chosen), matrix.shape[1]))
-    average = matrix[member.over].mean(axis=0, dtype=np.float64)
+    # a product, not a mean of the rows taken out: no copy of the matrix
+    average = (member.over.astype(np.float32) @ matrix) / member.over.sum()
     scale = member.coefficient[chosen] * member.over[chosen] / member.spread
     scaled: np.ndarray = (matrix[chosen].astype(np.float64) - average) * scale[:, None]
     return scaled
