@@ -11,11 +11,10 @@ A node's configuration (Flower's node config, or the in-process fleet's) names i
 ``ledger``
     The node's privacy ledger.
 ``secret-seed``
-    Only in a simulation; a real node leaves it out and gets one from the operating system.
+    Only in a simulation; a real node leaves it out, and its ledger keeps one from the operating system.
 """
 
 import os
-import secrets
 from collections import OrderedDict
 from dataclasses import asdict
 from pathlib import Path
@@ -88,7 +87,7 @@ def make_app() -> ClientApp:
             client=config.get("client", str(context.node_id)),
             data=NodeData.from_interactions(read_interactions(Path(config["interactions"])), catalogue),
             ledger_path=Path(config["ledger"]),
-            secret_seed=secrets.randbits(63) if seed is None else int(seed),
+            secret_seed=None if seed is None else int(seed),
         )
         update = node.answer(request, base, encoder, bench.cache(config["cache"], encoder, config["catalogue"]))
         return Message(encode(update), reply_to=message)

@@ -12,6 +12,7 @@ import numpy as np
 
 from common.errors import EmptyData, InvalidSetting
 from common.events import Interaction
+from common.ids import arrays_sha256
 from common.items import Catalogue
 from common.privacy import PrivacyUnit
 from common.settings import is_positive
@@ -72,6 +73,10 @@ class NodeData:
                 histories.setdefault(event.user_id, []).append(row)
         return cls({user: np.array(rows, dtype=np.int64) for user, rows in histories.items()}, len(catalogue))
 
+    def digest(self) -> str:
+        """Return a hash of everything that training reads; it stays at the node."""
+        return arrays_sha256((f"{user}/{self.items}", rows) for user, rows in self.histories.items())
+
     def population(self, unit: PrivacyUnit, window: int) -> "Population":
         """Return the records that Poisson sampling draws from, for a privacy unit and a window length."""
         if window < MIN_CLICKS:
@@ -125,4 +130,7 @@ def sample_negatives(own: np.ndarray, count: int, items: int, rng: np.random.Gen
     """
     draws = rng.integers(0, items, size=4 * count + 16)
     fresh = draws[~np.isin(draws, own)][:count]
-    return fresh if len(fresh) == count else draws[:count]
+    if len(fresh) == count:
+        return fresh
+    left = np.setdiff1d(np.arange(items), own)  # `own` is most of the catalogue: choose among the few that are left
+    return rng.choice(left if len(left) else items, size=count)

@@ -5,7 +5,9 @@ gradients by record before any norm is taken, so clipping bounds what a whole re
 arXiv 1607.00133, with the record as the example).
 """
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -43,6 +45,13 @@ class RecordHooks(GradSampleHooks):  # type: ignore[misc]  # opacus ships no typ
         """Start a batch of this many records."""
         self.records = records
         self._seen.clear()
+
+    def backward(self, losses: torch.Tensor) -> None:
+        """Run the backward pass of the records' losses, float32 [records]."""
+        with warnings.catch_warnings():
+            # torch tells us that the lowest adapted layer sees frozen inputs; its hook gets all it needs all the same
+            warnings.filterwarnings("ignore", "Full backward hook is firing", UserWarning)
+            losses.sum().backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
 
     def capture_activations_hook(self, module: nn.Module, forward_input: Any, _forward_output: Any) -> None:
         """Keep what the layer saw, and whose it was."""
@@ -135,22 +144,42 @@ def calibrate_sigma(epsilon: float, delta: float, sample_rate: float, steps: int
     Raises
     ------
     InvalidSetting
-        When epsilon, delta, rate or steps make no sense.
+        When epsilon, delta, rate or steps make no sense, or no noise is enough.
     """
-    if not epsilon > 0 or not 0 < delta < 1 or not 0 < sample_rate <= 1 or steps < 1:
+    if not 0 < epsilon < float("inf") or not 0 < delta < 1 or not 0 < sample_rate <= 1 or steps < 1:
         raise InvalidSetting(
             f"epsilon={epsilon}, delta={delta}, sample rate={sample_rate}, steps={steps}",
-            expected="epsilon > 0, 0 < delta < 1, 0 < rate <= 1, steps >= 1",
+            expected="a finite epsilon > 0, 0 < delta < 1, 0 < rate <= 1, steps >= 1",
         )
-    sigma: float = get_noise_multiplier(
-        target_epsilon=epsilon,
-        target_delta=delta,
-        sample_rate=sample_rate,
-        steps=steps,
-        accountant="rdp",
-        epsilon_tolerance=0.001,
-    )
-    return sigma
+    try:
+        with _accounting():
+            return float(
+                get_noise_multiplier(
+                    target_epsilon=epsilon,
+                    target_delta=delta,
+                    sample_rate=sample_rate,
+                    steps=steps,
+                    accountant="rdp",
+                    epsilon_tolerance=min(0.001, epsilon / 100),
+                )
+            )
+    except ValueError as error:
+        raise InvalidSetting(
+            f"epsilon {epsilon} at delta {delta}",
+            expected="an epsilon that some noise can keep",
+            mend="raise --epsilon or --delta",
+        ) from error
+
+
+@contextmanager
+def _accounting() -> Iterator[None]:
+    """Pass over what the accountants warn of; both give an upper bound all the same."""
+    with warnings.catch_warnings():
+        # the best order lies outside the list: a tighter bound exists, this one holds
+        warnings.filterwarnings("ignore", "Optimal order is the", UserWarning)
+        # log(1 - q) at sample rate 1, where it rightly is minus infinity
+        warnings.filterwarnings("ignore", "divide by zero encountered in log", RuntimeWarning)
+        yield
 
 
 def epsilon_of(spend: PrivacySpend, accountant: str = "prv") -> float:
@@ -171,4 +200,5 @@ def epsilon_of(spend: PrivacySpend, accountant: str = "prv") -> float:
         return float("inf")
     engine = {"prv": PRVAccountant, "rdp": RDPAccountant}[accountant]()
     engine.history = [tuple(step) for step in spend.steps]
-    return float(engine.get_epsilon(delta=spend.delta))
+    with _accounting():
+        return float(engine.get_epsilon(delta=spend.delta))

@@ -1,7 +1,7 @@
 """What happens at a node between request and reply: check, charge, train, and only then answer."""
 
 import functools
-import math
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,14 +39,14 @@ class Node:
     ledger_path
         Where its ledger is.
     secret_seed
-        Source of its sampling and noise. A simulation derives it from the run's seed; a real node draws it from the
-        operating system and tells nobody, since who knows it can subtract the noise.
+        Source of its sampling and noise. A simulation derives it from the run's seed; None, on a real node, takes the
+        ledger's own, drawn from the operating system and told to nobody, since who knows it can subtract the noise.
     """
 
     client: str
     data: NodeData
     ledger_path: Path
-    secret_seed: int
+    secret_seed: int | None
 
     def answer(
         self, request: TrainRequest, base: Mapping[str, np.ndarray], encoder: TextEncoder, cache: HiddenCache
@@ -70,8 +70,9 @@ class Node:
             )
         sigma = self._sigma(request)
         spend = self._spend(request, sigma)
-        epsilon = self._charge(request, base, spend) if spend else None
-        plan = self._plan(request, sigma)
+        release = self._release(request, base)
+        secret, epsilon = self._charge(release, request, spend)
+        plan = self._plan(request, sigma, stable_hash("release", secret, release))
         trained = train(plan, base, self.data, encoder, cache)
         meta = UpdateMeta(
             client=self.client,
@@ -111,19 +112,35 @@ class Node:
             return None
         return PrivacySpend(terms.unit, terms.delta, ((sigma, terms.sample_rate, request.objective.local_steps),))
 
-    def _charge(self, request: TrainRequest, base: Mapping[str, np.ndarray], spend: PrivacySpend) -> float:
-        release = f"{request.run}/{request.round}/{arrays_sha256(base.items())}"
+    def _release(self, request: TrainRequest, base: Mapping[str, np.ndarray]) -> str:
+        """Name the release after all that it is computed from.
+
+        Noise is derived from this name. Were anything left out, a server could ask twice with that thing changed, get
+        the same noise twice, and subtract it.
+        """
+        asked = hashlib.sha256(repr(sorted(request.flat().items())).encode()).hexdigest()
+        parts = (arrays_sha256(base.items()), asked, self.data.digest())
+        return f"{request.run}/{request.round}/{hashlib.sha256('/'.join(parts).encode()).hexdigest()}"
+
+    def _charge(self, release: str, request: TrainRequest, spend: PrivacySpend | None) -> tuple[int, float | None]:
+        """Put the spend on disk; return the secret that seeds the release, and epsilon so far."""
+        if spend is None and self.secret_seed is not None:
+            return self.secret_seed, None
         ledger = Ledger(self.ledger_path, self.client)
         try:
+            secret = ledger.secret() if self.secret_seed is None else self.secret_seed
+            if spend is None:
+                return secret, None
             state = ledger.charge(
                 release, spend, request.privacy.epsilon, functools.partial(epsilon_of, accountant="rdp")
             )
         finally:
             ledger.close()
-        epsilon = epsilon_of(state.spend, "prv")
-        return epsilon if math.isfinite(epsilon) else epsilon_of(state.spend, "rdp")
+        # both are upper bounds, so the lower one is true
+        return secret, min(epsilon_of(state.spend, "prv"), epsilon_of(state.spend, "rdp"))
 
-    def _plan(self, request: TrainRequest, sigma: float) -> TrainPlan:
+    @staticmethod
+    def _plan(request: TrainRequest, sigma: float, seed: int) -> TrainPlan:
         goal = request.objective
         return TrainPlan(
             trained=request.trained,
@@ -136,5 +153,5 @@ class Node:
             negatives=goal.negatives,
             temperature=goal.temperature,
             learning_rate=goal.learning_rate,
-            seed=stable_hash("node-round", self.secret_seed, request.run, request.round),
+            seed=seed,
         )

@@ -1,5 +1,6 @@
 """What the server asks of a node in one round: public values, no data."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
@@ -37,6 +38,14 @@ class Objective:
     local_steps: int = 1
     learning_rate: float = 1.0
     clip: float = 0.5
+
+    def __post_init__(self) -> None:
+        for name, least in (("window", 2), ("negatives", 1), ("local_steps", 1)):
+            if getattr(self, name) < least:
+                raise InvalidSetting(f"{name}={getattr(self, name)}", expected=f"{name} >= {least}")
+        for name in ("temperature", "learning_rate", "clip"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise InvalidSetting(f"{name}={getattr(self, name)}", expected=f"a finite {name} > 0")
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,7 +59,7 @@ def file_sha256(path: Path) -> str:
 
 def pack_arrays(arrays: Mapping[str, np.ndarray]) -> bytes:
     """Return the arrays as safetensors bytes; the same arrays give the same bytes."""
-    packed: bytes = save_tensors({name: np.ascontiguousarray(arrays[name]) for name in sorted(arrays)})
+    packed: bytes = save_tensors({name: np.asarray(arrays[name], order="C") for name in sorted(arrays)})
     return packed
 
 

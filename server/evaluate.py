@@ -139,7 +139,8 @@ def measure(events: TestEvents, scorer: Scorer, seed: int = 0) -> Quality:
         for row, seen in enumerate(events.seen[part]):
             scores[row, seen] = -np.inf
         wanted = scores[np.arange(len(scores)), events.target[part]]
-        ranks[part] = (scores >= wanted[:, None]).sum(axis=1)
+        # "not below" rather than "at least": a model that answers NaN ranks last, not first
+        ranks[part] = (~(scores < wanted[:, None])).sum(axis=1)
     hits = (ranks <= TOP).astype(np.float64)
     gains = np.where(ranks <= TOP, 1.0 / np.log2(1.0 + ranks), 0.0)
     return Quality(float(hits.mean()), float(gains.mean()), bootstrap(hits, events.user, seed), len(events))

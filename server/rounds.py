@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from common.clock import Clock
-from common.errors import InvalidSetting, RoundError, StoreMismatch, UpdateRejected
+from common.errors import ArtifactCorrupt, InvalidSetting, RoundError, StoreMismatch, UpdateRejected
 from common.ids import arrays_sha256, rng_for
 from common.instructions import Objective, PrivacyTerms, TrainRequest
 from common.manifests import Manifest
@@ -187,14 +187,28 @@ class RoundStore:
         path = folder / RUN_NAME
         wanted = msgspec.json.encode(plan)
         if path.exists():
-            _refuse_other_run(msgspec.json.decode(path.read_bytes()), msgspec.json.decode(wanted), folder)
+            _refuse_other_run(_read_plan(path), msgspec.json.decode(wanted), folder)
         else:
             write_atomic(path, wanted)
 
     def latest(self) -> RunState | None:
-        """Return the state after the newest whole round, or None before the first."""
+        """Return the state after the newest whole round, or None before the first.
+
+        Raises
+        ------
+        ArtifactCorrupt
+            When a file of that round is damaged.
+        """
         for folder in sorted(self._folder.glob("round-*"), reverse=True):
-            manifest = verify_folder(folder)
+            try:
+                manifest = verify_folder(folder)
+            except ArtifactCorrupt as error:
+                raise ArtifactCorrupt(
+                    error.found,
+                    expected=error.expected,
+                    consequence="the run does not go on from it",
+                    mend=f"delete {folder} to go on from the round before",
+                ) from error
             return RunState(
                 round=int(manifest.details["round"]),
                 adapter=_read_arrays(folder / "adapter.safetensors"),
@@ -218,12 +232,24 @@ class RoundStore:
             shutil.rmtree(old)
 
 
+def _read_plan(path: Path) -> dict[str, object]:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=dict[str, object])
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ArtifactCorrupt(
+            f"{path} does not describe a run ({error})",
+            consequence="nothing was changed",
+            mend=f"restore it from a copy, or delete {path.parent} to start again",
+        ) from error
+
+
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
     return unpack_arrays(path.read_bytes(), str(path))
 
 
 def _refuse_other_run(found: dict[str, object], wanted: dict[str, object], folder: Path) -> None:
-    for name in wanted:
+    # the run's name is made of other settings, so it says least about what differs
+    for name in sorted(wanted, key=lambda name: name == "run"):
         if name != "rounds" and found.get(name) != wanted[name]:
             raise StoreMismatch(
                 f"{folder} holds a run with {name}={found.get(name)!r}",
@@ -343,7 +369,7 @@ class _Intake:
         self._fleet, self._timeout_s = fleet, timeout_s
         self.failed: dict[str, str] = {}
         self.quarantined: list[Quarantined] = []
-        self._heard: set[str] = set()
+        self._heard: set[int] = set()
         self._epsilons: list[float] = []
         self._losses: list[float] = []
         self._bytes = 0
@@ -369,12 +395,13 @@ class _Intake:
         meta = update.meta
         try:
             validate(update, self._requests[node], self._adapter)
-            if meta.client in self._heard:
-                raise UpdateRejected(f"a second update of client {meta.client}", expected="one a round")
+            # by node, which the transport vouches for; the client's name is its own word and could be another's
+            if node in self._heard:
+                raise UpdateRejected(f"a second update of node {node}", expected="one a round")
         except UpdateRejected as error:
             self.quarantined.append(Quarantined(meta.client, self._number, str(error)))
             return False
-        self._heard.add(meta.client)
+        self._heard.add(node)
         if meta.epsilon is not None:
             self._epsilons.append(meta.epsilon)
         if "loss" in meta.metrics:

@@ -4,6 +4,7 @@ A text passes the frozen lower layers once (`lower`, cached by `common.encoder.c
 carry the adapter, every time (`upper`). Mean pooling over the tokens, unit length.
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,8 +12,8 @@ import numpy as np
 import torch
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import nn
-from transformers import AutoTokenizer, BertModel
 
+from common.encoder.pretrained import load_bert
 from common.encoder.spec import EncoderSpec
 from common.errors import EncoderError, InvalidSetting, UnknownName
 
@@ -59,19 +60,10 @@ class TextEncoder(nn.Module):
         super().__init__()
         self.spec = spec
         self.device = device
-        try:
-            base = BertModel.from_pretrained(
-                spec.path, add_pooling_layer=False, local_files_only=True, dtype=torch.float32
-            )
-            self.tokenizer = AutoTokenizer.from_pretrained(spec.path, local_files_only=True)
-        except (OSError, ValueError, RuntimeError) as error:
-            raise EncoderError(
-                f"the weights or tokenizer in {spec.path} cannot be loaded ({type(error).__name__})",
-                expected="a folder saved by `save_pretrained`",
-                mend="leave out --encoder to use the default",
-            ) from error
+        base, self.tokenizer = load_bert(spec.path)
         base = base.to(device).eval()
         layers = base.config.num_hidden_layers
+        self.max_tokens = min(spec.max_tokens, int(base.config.max_position_embeddings))
         self.first_trained = layers - spec.trained_layers
         self.lora_config = LoraConfig(
             r=spec.rank,
@@ -81,7 +73,10 @@ class TextEncoder(nn.Module):
             lora_dropout=0.0,
             bias="none",
         )
-        self.peft = get_peft_model(base, self.lora_config)
+        with warnings.catch_warnings():
+            # PEFT asks transformers by the old name
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+            self.peft = get_peft_model(base, self.lora_config)
         # PEFT filled in this machine's folder; the name is what others can find. It would look the name up on the hub,
         # so each reading of the state below says that no embedding layer belongs to it
         self.lora_config.base_model_name_or_path = spec.name
@@ -149,8 +144,8 @@ class TextEncoder(nn.Module):
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """Return token ids for each text, cut to `max_tokens`; an empty text still has its two markers."""
-        cut = [text[: 16 * self.spec.max_tokens] for text in texts]  # a token is hardly ever 16 characters
-        encoded = self.tokenizer(cut, truncation=True, max_length=self.spec.max_tokens, add_special_tokens=True)
+        cut = [text[: 16 * self.max_tokens] for text in texts]  # a token is hardly ever 16 characters
+        encoded = self.tokenizer(cut, truncation=True, max_length=self.max_tokens, add_special_tokens=True)
         ids: list[list[int]] = encoded["input_ids"]
         return ids
 

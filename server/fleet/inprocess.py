@@ -41,6 +41,11 @@ class _Job:
     proto: ProtoMessage
     retried: bool = False
 
+    @property
+    def expires_at(self) -> float:
+        """Seconds since the epoch after which Flower takes no reply."""
+        return float(self.proto.metadata.created_at + self.proto.metadata.ttl)
+
 
 @dataclass(slots=True)
 class _Worker:
@@ -94,11 +99,7 @@ class InProcessGrid(Grid):
         for worker in self._workers:
             if worker.job is not None:
                 worker.process.kill()
-            try:
-                worker.process.wait(STOP_S)
-            except subprocess.TimeoutExpired:
-                worker.process.kill()
-                worker.process.wait()
+            _end(worker.process)
         self._workers.clear()
 
     # -- Flower's Grid -------------------------------------------------------------------------------------------
@@ -185,6 +186,7 @@ class InProcessGrid(Grid):
                     self._replace(worker)
 
     def _collect(self, timeout_s: float) -> None:
+        self._give_up()
         self._dispatch()
         busy = {worker.link: worker for worker in self._workers if worker.job is not None}
         for link in wait(list(busy), timeout_s):
@@ -192,11 +194,22 @@ class InProcessGrid(Grid):
             worker = busy[link]
             try:
                 raw = link.recv_bytes()
-            except (EOFError, ConnectionResetError):
+            except (EOFError, OSError):  # OSError too: it may have died in the middle of an answer
                 self._replace(worker)
                 continue
             self._finish(worker, ProtoMessage.FromString(raw))
         self._dispatch()
+
+    def _give_up(self) -> None:
+        """End what nobody waits for any more: a worker that hangs would be missing from all later rounds."""
+        now = time.time()
+        while self._queue and self._queue[0].expires_at < now:
+            job = self._queue.popleft()
+            self._done[job.message_id] = _error_reply(job, "expired before a worker was free")
+        for worker in self._workers:
+            if worker.job is not None and worker.job.expires_at < now:
+                worker.job.retried = True
+                worker.process.kill()
 
     def _finish(self, worker: _Worker, proto: ProtoMessage) -> None:
         assert worker.job is not None  # noqa: S101  only busy workers are read
@@ -205,8 +218,8 @@ class InProcessGrid(Grid):
 
     def _replace(self, worker: _Worker) -> None:
         """Start another process for one that died, and give its job one more chance."""
-        job, status = worker.job, worker.process.wait()
         worker.link.close()
+        job, status = worker.job, _end(worker.process)
         self._workers[self._workers.index(worker)] = self._start()
         if job is None:
             return
@@ -215,6 +228,15 @@ class InProcessGrid(Grid):
             return
         job.retried = True
         self._queue.appendleft(job)
+
+
+def _end(process: subprocess.Popen[bytes]) -> int:
+    """Wait for a process that was hung up on, not for ever, and return its status."""
+    try:
+        return process.wait(STOP_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return process.wait()
 
 
 def _error_reply(job: _Job, reason: str) -> Message:

@@ -5,7 +5,10 @@ of a socket pair. It ends when the other end closes, so it never outlives its pa
 """
 
 import importlib
+import os
+import select
 import sys
+import threading
 from multiprocessing.connection import Connection
 
 from flwr.app import Context, Error, Message, RecordDict
@@ -46,8 +49,18 @@ def answer(app: ClientApp, task: Task) -> bytes:
     return raw
 
 
+def end_with(handle: int) -> None:
+    """Leave at once when the other end of the socket closes; all that a client keeps survives a kill."""
+    watch = select.poll()
+    watch.register(handle, select.POLLHUP)
+    while not any(event & (select.POLLHUP | select.POLLERR | select.POLLNVAL) for _, event in watch.poll()):
+        pass
+    os._exit(0)
+
+
 def main() -> None:
     """Answer tasks until the parent hangs up."""
+    threading.Thread(target=end_with, args=(int(sys.argv[2]),), daemon=True).start()
     app = load_app(sys.argv[1])
     with Connection(int(sys.argv[2])) as parent:
         while True:
