@@ -3,7 +3,8 @@
 ARG PYTHON=3.12
 
 FROM python:${PYTHON}-slim AS build
-# the CPU build of torch is a tenth of the CUDA one; for a GPU: --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu126
+# the CPU build of torch is by far the smaller one; with a GPU, give --build-arg TORCH_INDEX= for the index that has the
+# CUDA build of the pinned version
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python -m venv /opt/anabranch
@@ -23,8 +24,9 @@ RUN pip install --constraint constraints.txt . && find /opt/anabranch -type d -n
 FROM python:${PYTHON}-slim
 RUN useradd --create-home --uid 10001 anabranch && install -d -o anabranch -g anabranch /data
 COPY --from=build /opt/anabranch /opt/anabranch
-ENV PATH=/opt/anabranch/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HF_HUB_OFFLINE=1 \
-    FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHECK=1 NUMBA_CACHE_DIR=/data/.numba
+ENV PATH=/opt/anabranch/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
+    FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHECK=1 \
+    ANABRANCH_CACHE=/data/cache NUMBA_CACHE_DIR=/data/cache/numba
 USER anabranch:anabranch
 WORKDIR /data
 VOLUME /data
