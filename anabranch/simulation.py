@@ -32,7 +32,7 @@ from server.app import make_app
 from server.evaluate import TestEvents, build_test, control_rows
 from server.fleet.base import Fleet
 from server.fleet.inprocess import InProcessGrid
-from server.registry import CATALOGUE_NAME, Registry, StoreInfo
+from server.registry import CATALOGUE_NAME, CURRENT, Registry, StoreInfo
 from server.release import Publisher
 from server.rounds import RoundLoop, RoundRecord, RoundStore, RunPlan, RunState
 
@@ -203,32 +203,35 @@ class Simulation:
             When no user has enough clicks.
         """
         began = time.monotonic()
-        settings = self._settings
-        train, test = global_time_split(positives(self._dataset), TRAIN_SHARE)
-        owners = self._deal(train)
-        spec = EncoderSpec.from_name(settings.encoder)
-        encoder = TextEncoder.load(spec, settings.device)
-        plan = self._plan(encoder)
-        registry = self._open_registry(encoder)
+        spec = EncoderSpec.from_name(self._settings.encoder)
+        sha256 = spec.weights_sha256()
+        plan = self._plan(sha256)
+        registry = self._open_registry(spec, sha256)
         rounds = RoundStore(self._store / "rounds", plan)
         state = rounds.latest()
         self._refuse_unasked_resume(state)
+        if state is not None and state.round >= plan.rounds and (done := _published(registry, state)):
+            self._note(f"all {state.round} federated rounds are in the store; nothing to train")
+            return SimulationResult(
+                self._settings, state, done, _seconds(state, 0.0, time.monotonic() - began), state.round
+            )
+        encoder = TextEncoder.load(spec, self._settings.device)
+        train, test = global_time_split(positives(self._dataset), TRAIN_SHARE)
+        owners = self._deal(train)
         cache = open_or_build(self._store / "cache", encoder, self._dataset.catalogue.texts, self._progress)
         state, resumed_from = state or self._first_state(encoder), state.round if state else 0
         publisher = self._publisher(registry, encoder, cache, (train, test), plan)
-        marks = {"prepare": time.monotonic() - began}
         state = self._run_rounds(rounds, plan, publisher, state, owners)
         evaluating = time.monotonic()
         manifest = publisher.publish(state)
-        marks["evaluate"] = time.monotonic() - evaluating
-        marks["train"] = sum(record.seconds["train"] for record in state.history)
-        marks["aggregate"] = sum(record.seconds["aggregate"] for record in state.history)
-        marks["total"] = time.monotonic() - began
-        return SimulationResult(settings, state, manifest, marks, resumed_from)
+        now = time.monotonic()
+        return SimulationResult(
+            self._settings, state, manifest, _seconds(state, now - evaluating, now - began), resumed_from
+        )
 
     # -- preparation ---------------------------------------------------------------------------------------------
 
-    def _plan(self, encoder: TextEncoder) -> RunPlan:
+    def _plan(self, encoder_sha256: str) -> RunPlan:
         settings = self._settings
         return RunPlan(
             run=f"run-{stable_hash(self._dataset.name, settings.seed, settings.strategy, settings.clients):016x}",
@@ -237,15 +240,15 @@ class Simulation:
             cohort=settings.cohort,
             strategy=settings.strategy,
             server_learning_rate=settings.server_learning_rate,
-            encoder_sha256=encoder.sha256,
+            encoder_sha256=encoder_sha256,
             objective=settings.objective,
             privacy=settings.privacy,
         )
 
-    def _open_registry(self, encoder: TextEncoder) -> Registry:
+    def _open_registry(self, spec: EncoderSpec, encoder_sha256: str) -> Registry:
         info = StoreInfo(
-            encoder=encoder.spec.name,
-            encoder_sha256=encoder.sha256,
+            encoder=spec.name,
+            encoder_sha256=encoder_sha256,
             data=self._dataset.name,
             created_at=self._clock(),
             program=PROGRAM,
@@ -304,9 +307,6 @@ class Simulation:
         state: RunState,
         owners: list[dict[str, list[Interaction]]],
     ) -> RunState:
-        if state.round >= plan.rounds:
-            self._note(f"all {plan.rounds} federated rounds are in the store; nothing to train")
-            return state
         settings, outcome = self._settings, [state]
         strategy = strategy_named(settings.strategy, RowAdam(learning_rate=settings.server_learning_rate))
 
@@ -351,6 +351,24 @@ class Simulation:
         workers = self._settings.workers or min(os.cpu_count() or 1, self._settings.cohort)
         # one thread each, however many workers: sums then come out the same
         return InProcessGrid("client.app:app", configs, workers=workers, threads=1)
+
+
+def _published(registry: Registry, state: RunState) -> Manifest | None:
+    """Return the version that holds the state's adapter, if it is published and current."""
+    if registry.pointer(CURRENT) is None:
+        return None
+    manifest = registry.current()
+    return manifest if manifest.details.get("adapter_sha256") == state.adapter_sha256 else None
+
+
+def _seconds(state: RunState, evaluate: float, total: float) -> dict[str, float]:
+    """Return where the time went; training and aggregation include earlier runs of these rounds."""
+    return {
+        "train": sum(record.seconds["train"] for record in state.history),
+        "aggregate": sum(record.seconds["aggregate"] for record in state.history),
+        "evaluate": evaluate,
+        "total": total,
+    }
 
 
 def _aggregation_device(name: str) -> Any:
