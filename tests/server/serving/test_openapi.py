@@ -20,11 +20,20 @@ CASES = (
     ("GET", "/healthz", FITS),
     ("GET", "/readyz", FITS),
 )
+# a text may fit the schema and, escaped, still be longer than a body may be: 413 is a refusal like the others
+REFUSALS = ["400", "404", "405", "413", "415", "422"]
+CONFIG = {
+    "checks": {
+        "negative_data_rejection": {"expected-statuses": REFUSALS},
+        "positive_data_acceptance": {"expected-statuses": ["2xx", "404", "413"]},
+    }
+}
 
 
 @pytest.mark.parametrize(("method", "path", "mode"), CASES)
 def test_the_api_keeps_to_its_schema(service: str, method: str, path: str, mode: GenerationMode) -> None:
-    operation = schemathesis.openapi.from_url(f"{service}/openapi.json")[path][method]
+    config = schemathesis.Config.from_dict(CONFIG)
+    operation = schemathesis.openapi.from_url(f"{service}/openapi.json", config=config)[path][method]
 
     @settings(
         max_examples=40,
