@@ -20,3 +20,14 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("the folder shared/data with real data is not beside the checkout")
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give the folder of a tiny BERT; torch gets one thread, as in a worker."""
+    import torch
+
+    from tests.encoders import save_tiny_bert
+
+    torch.set_num_threads(1)
+    return save_tiny_bert(tmp_path_factory.mktemp("encoders") / "tiny")

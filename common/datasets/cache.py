@@ -1,6 +1,6 @@
 """Data sets on this machine: whole, hashed, in the user's cache folder.
 
-Each lies in ``<cache>/datasets/<name>/`` with a manifest that holds the SHA-256 of every file. It is re-hashed on every
+Each lies in ``<cache>/datasets/<name>`` with a manifest that holds the SHA-256 of every file. It is re-hashed on every
 read, so a damaged copy is noticed before it is learned from.
 """
 
@@ -8,6 +8,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import platformdirs
 
 from common.errors import ArtifactCorrupt, DatasetUnavailable
 from common.manifests import Manifest
-from common.store import MANIFEST_NAME, publish_folder, read_manifest, verify_folder
+from common.store import MANIFEST_NAME, publish_folder, read_manifest, sync_folder, verify_folder
 
 CACHE_VARIABLE = "ANABRANCH_CACHE"
 KIND = "dataset"
@@ -100,42 +101,32 @@ class DatasetCache:
     def write(self, name: str, files: Mapping[str, bytes], details: Mapping[str, object], created_at: int) -> None:
         """Store a data set, in the place of an older copy if there is one.
 
-        The new copy is written beside the old one and then takes its place, so a reader or a crash finds one of them.
+        The name is a link to a folder that never changes, and is moved to a new one in one step: a reader or a crash
+        finds the old copy or the new one.
 
         Raises
         ------
         DatasetUnavailable
             When the cache folder cannot be written.
         """
+        fresh = self.folder / f".{name}.{uuid.uuid4().hex}"
+        link = fresh.with_name(f"{fresh.name}.link")
         target = self.path(name)
-        fresh = self.folder / f".{name}.{uuid.uuid4().hex}.new"
         manifest = Manifest(kind=KIND, version=name, parents=(), created_at=created_at, details=details)
         try:
             publish_folder(fresh, files, manifest)
-            _take_place(fresh, target)
+            old = target.resolve() if target.is_symlink() else None
+            link.symlink_to(fresh.name, target_is_directory=True)
+            os.replace(link, target)
+            sync_folder(self.folder)
         except OSError as error:
+            shutil.rmtree(fresh, ignore_errors=True)
+            with suppress(OSError):
+                link.unlink(missing_ok=True)
             raise DatasetUnavailable(
                 f"{self.folder} cannot be written: {error.strerror}",
                 consequence=f"data set {name!r} was not stored",
                 mend=f"free space, or name another folder in {CACHE_VARIABLE}",
             ) from error
-        finally:
-            shutil.rmtree(fresh, ignore_errors=True)
-
-
-def _take_place(fresh: Path, target: Path) -> None:
-    try:
-        os.rename(fresh, target)
-        return
-    except OSError:
-        if not target.exists():
-            raise
-    # a folder cannot be renamed onto a full one: move the old one aside first
-    aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}.old")
-    os.rename(target, aside)
-    try:
-        os.rename(fresh, target)
-    except OSError:
-        os.rename(aside, target)
-        raise
-    shutil.rmtree(aside, ignore_errors=True)
+        if old is not None and old.parent == self.folder.resolve():
+            shutil.rmtree(old, ignore_errors=True)

@@ -98,6 +98,8 @@ def file_from_web(address: str, stage: str, progress: Progress) -> bytes:
                     )
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise DatasetUnavailable(f"{address} cannot be reached: {getattr(error, 'reason', None) or error}") from error
+    if total and size != total:
+        raise DatasetUnavailable(f"{address} broke off after {size} bytes", expected=f"{total} bytes")
     return b"".join(parts)
 
 

@@ -64,7 +64,6 @@ def read_online_retail(files: Files) -> Dataset:
     dropped: Counter[str] = Counter()
     texts: dict[str, Counter[str]] = {}
     events: list[Interaction] = []
-    users: dict[str, str] = {}
     for number, row in enumerate(table.rows, start=1):
         event, text = _line(number, row, places, len(table.columns))
         if isinstance(event, str):
@@ -73,7 +72,6 @@ def read_online_retail(files: Files) -> Dataset:
         counts = texts.setdefault(event.item_id, Counter())
         if text:
             counts[text] += 1
-        users.setdefault(event.user_id, event.user_id)
         events.append(event)
     if not events:
         raise EmptyData(f"{FILE} has no usable line", expected="lines with a customer", consequence=_summary(dropped))

@@ -116,16 +116,19 @@ def load_dataset(
     source = SOURCES.get(name)
     if source is None:
         return _read_imported(name, stored, cache)
+    damage = ""
     if stored.holds(name):
         try:
             return _read_cached(source, stored)
         except ArtifactCorrupt as error:
-            notice(f"the cached copy of {name} is damaged ({error.found}) and will be replaced")
+            damage = f"the copy of {name} in the cache is damaged ({error.found})"
     if not fetch:
         raise DatasetUnavailable(
-            f"{name} is not in the cache {stored.folder}",
+            damage or f"{name} is not in the cache {stored.folder}",
             mend=f"`anabranch data fetch {name}`, or use --data synthetic",
         )
+    if damage:
+        notice(f"{damage}; obtaining it again")
     return _store(source, source.download(progress), stored, notice, clock)
 
 

@@ -25,6 +25,8 @@ FOCUS, SECOND = 0.75, 0.15
 DRIFT, LEAP = 0.04, 0.01
 """Chance, each click, that the focus moves to a neighbouring topic, or to any topic."""
 NEW_SESSION = 0.15
+ACTIVITY = 0.7
+"""Spread of the log-normal law by which some users click more than others."""
 _REDRAWS = 10
 """How often a repeated item is drawn again: half the times of its own topic, then of any."""
 
@@ -130,7 +132,7 @@ def _items(spec: SyntheticSpec, seed: int) -> tuple[list[Item], np.ndarray, np.n
 def _moments(spec: SyntheticSpec, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Return each event's user int64 [e], grouped, and its time in ms int64 [e], rising within a user."""
     rng = rng_for(NAME, "moments", seed, spec.users, spec.events)
-    activity = rng.lognormal(0.0, 1.0, spec.users)
+    activity = rng.lognormal(0.0, ACTIVITY, spec.users)
     counts = 1 + rng.multinomial(spec.events - spec.users, activity / activity.sum())
     user_of = np.repeat(np.arange(spec.users), counts)
     pause = rng.random(spec.events) < NEW_SESSION

@@ -20,7 +20,7 @@ SECONDS_BELOW = 1e11
 """Numbers below are seconds (until the year 5138), above are milliseconds (from March 1973 on)."""
 MILLISECONDS_BELOW = 1e14
 """Numbers above are finer than milliseconds, and refused."""
-_NUMBER = re.compile(r"[+-]?\d{1,20}(\.\d{0,20})?([eE][+-]?\d{1,2})?")
+_NUMBER = re.compile(r"[+-]?\d{1,20}(\.\d{0,20})?([eE][+-]?\d{1,2})?", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)

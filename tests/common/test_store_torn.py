@@ -13,7 +13,7 @@ import pytest
 from common.errors import ArtifactCorrupt
 from common.store import MANIFEST_NAME, verify_folder
 
-KILLS = 12
+KILLS = 8
 SIZE = 1 << 20
 
 WRITE_LOOP = """
