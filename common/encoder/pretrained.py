@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
@@ -11,6 +12,7 @@ from transformers.utils.logging import EmptyTqdm, set_tqdm_hook
 
 from common.errors import EncoderError
 
+VOCABULARIES = ("tokenizer.json", "vocab.txt")
 _REPORTING = logging.getLogger("transformers.modeling_utils")
 
 
@@ -27,7 +29,11 @@ def load_bert(folder: str) -> tuple[Any, Any]:
             bert, found = BertModel.from_pretrained(
                 folder, add_pooling_layer=False, local_files_only=True, dtype="float32", output_loading_info=True
             )
+        if not any(Path(folder, name).is_file() for name in VOCABULARIES):
+            raise FileNotFoundError(folder)  # transformers would make a tokenizer that knows no word
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        if len(tokenizer) > bert.config.vocab_size:
+            raise ValueError(len(tokenizer))
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
         raise EncoderError(
             f"the weights or tokenizer in {folder} cannot be loaded ({type(error).__name__})",

