@@ -144,7 +144,8 @@ def _moments(spec: SyntheticSpec, seed: int) -> tuple[np.ndarray, np.ndarray]:
     start = rng.random(spec.users) * 0.8
     last = np.maximum(elapsed[firsts + counts - 1], 1.0)
     # who would click past the end clicks faster
-    squeeze = np.minimum(1.0, (1.0 - start) * (SPAN_MS / 1000.0) / last)
+    room = (1.0 - start) * rng.uniform(0.7, 1.0, spec.users) * (SPAN_MS / 1000.0)
+    squeeze = np.minimum(1.0, room / last)
     seconds = np.repeat(start * (SPAN_MS / 1000.0), counts) + elapsed * np.repeat(squeeze, counts)
     return user_of, START_MS + np.round(seconds * 1000.0).astype(np.int64)
 

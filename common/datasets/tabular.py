@@ -116,7 +116,9 @@ def _place(table: Table, column: str, role: str) -> int:
 
 
 def _item(item_id: str, title: str, text: str) -> Item:
-    return Item(item_id, title=title or text[:MAX_TITLE] or item_id, text=text or title)
+    # what is read names the item as well, unless the description begins with the name already
+    read = text if text.startswith(title) else ". ".join(part for part in (title, text) if part)
+    return Item(item_id, title=title or text[:MAX_TITLE] or item_id, text=read)
 
 
 def _described(table: Table, mapping: ColumnMapping) -> dict[str, tuple[str, str]]:

@@ -52,8 +52,8 @@ def test_an_import_is_stored_and_loads_alike(tmp_path: Path) -> None:
         ("shop-2", "u2", "b", "click", 2.0),
     ]
     assert [(i.item_id, i.title, i.text) for i in loaded.catalogue] == [
-        ("a", "Alpha", "first letter"),
-        ("b", "Beta", "second letter"),
+        ("a", "Alpha", "Alpha. first letter"),
+        ("b", "Beta", "Beta. second letter"),
     ]
     assert any("ISO 8601" in notice for notice in notices)
 
@@ -124,6 +124,24 @@ def test_an_items_file_describes_also_what_nobody_touched(tmp_path: Path) -> Non
     dataset = import_dataset("shop", file, mapping, items=items, cache=tmp_path / "c", notice=said)
     assert [(item.item_id, item.text) for item in dataset.catalogue] == [("a", "first"), ("z", "last"), ("b", "")]
     assert [event.ts for event in dataset.interactions] == [1_700_000_000_000, 1_700_000_001_000]
+
+
+@pytest.mark.parametrize(
+    ("title", "about", "shown", "read"),
+    [
+        ("Mug", "red", "Mug", "Mug. red"),
+        ("Mug", "", "Mug", "Mug"),
+        ("", "red", "red", "red"),
+        ("Mug", "Mug, red", "Mug", "Mug, red"),
+        ("", "", "a", ""),
+        ("", "x" * 100, "x" * 80, "x" * 100),
+    ],
+)
+def test_title_and_text_of_an_item(tmp_path: Path, title: str, about: str, shown: str, read: str) -> None:
+    file = written(tmp_path, f'who,what,at,name,about\nu,a,2024-01-01,{title},"{about}"\n')
+    mapping = ColumnMapping("who", "what", "at", text="about", title="name")
+    dataset = import_dataset("shop", file, mapping, cache=tmp_path / "c", notice=said)
+    assert [(item.title, item.text) for item in dataset.catalogue] == [(shown, read)]
 
 
 def test_an_items_file_without_the_item_column_is_refused(tmp_path: Path) -> None:
