@@ -26,7 +26,7 @@ from common.items import Catalogue
 from common.manifests import Manifest
 from common.privacy import PrivacyUnit
 from common.progress import Progress, silent
-from server.aggregate import strategy_named
+from server.aggregate import STRATEGIES, strategy_named
 from server.aggregate.base import RowAdam
 from server.app import make_app
 from server.evaluate import TestEvents, build_test, control_rows
@@ -91,6 +91,8 @@ class SimulationSettings:
     def __post_init__(self) -> None:
         if self.engine not in ENGINES:
             raise UnknownName("engine", self.engine, list(ENGINES), mend="leave out --engine")
+        if self.strategy not in STRATEGIES:
+            raise UnknownName("strategy", self.strategy, list(STRATEGIES))
         if self.clients < 1 or not 1 <= self.cohort <= self.clients:
             raise InvalidSetting(
                 f"a cohort of {self.cohort} out of {self.clients} clients", expected="1 <= cohort <= clients"
@@ -203,6 +205,9 @@ class Simulation:
             When no user has enough clicks.
         """
         began = time.monotonic()
+        resolve_device(self._settings.device)  # refused before anything is written
+        train, test = global_time_split(positives(self._dataset), TRAIN_SHARE)
+        owners = self._deal(train)
         spec = EncoderSpec.from_name(self._settings.encoder)
         sha256 = spec.weights_sha256()
         plan = self._plan(sha256)
@@ -216,8 +221,6 @@ class Simulation:
                 self._settings, state, done, _seconds(state, 0.0, time.monotonic() - began), state.round
             )
         encoder = TextEncoder.load(spec, self._settings.device)
-        train, test = global_time_split(positives(self._dataset), TRAIN_SHARE)
-        owners = self._deal(train)
         cache = open_or_build(self._store / "cache", encoder, self._dataset.catalogue.texts, self._progress)
         state, resumed_from = state or self._first_state(encoder), state.round if state else 0
         publisher = self._publisher(registry, encoder, cache, (train, test), plan)

@@ -174,7 +174,7 @@ class RoundStore:
     folder
         ``rounds/`` of the store.
     plan
-        The run; a folder with another one is refused.
+        The run; a folder with rounds of another one is refused.
 
     Raises
     ------
@@ -186,7 +186,7 @@ class RoundStore:
         self._folder = folder
         path = folder / RUN_NAME
         wanted = msgspec.json.encode(plan)
-        if path.exists():
+        if path.exists() and any(folder.glob("round-*")):
             _refuse_other_run(_read_plan(path), msgspec.json.decode(wanted), folder)
         else:
             write_atomic(path, wanted)
