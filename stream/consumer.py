@@ -14,6 +14,7 @@ count of events, by idleness, or when it is told to.
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from kafka import KafkaConsumer, OffsetAndMetadata, TopicPartition
@@ -90,7 +91,8 @@ class StreamWorker:
         self._items = items
         self._stopping, self._notice, self._progress, self._clock = stopping, notice, progress, clock
         self._checkpoints = CheckpointStore(settings.store, settings.keep)
-        self._stored_events = -1
+        self._changed = False  # whether there is anything that the last checkpoint lacks
+        self._stored_events = 0
         self._stored_at = 0.0
         self._last_record = 0.0
         self._sequence = 0
@@ -126,6 +128,7 @@ class StreamWorker:
                 self._assign(consumer, info)
                 self._consume(consumer, letters)
                 self._checkpoint(consumer, letters)
+                self._commit(consumer, wait=True)
             finally:
                 letters.close()
                 consumer.close(timeout_ms=2000)
@@ -140,7 +143,9 @@ class StreamWorker:
             for line in self.state.restore(found.arrays, found.details):
                 self._notice(line)
             self._stored_events = self.state.events
+        known = self.state.learner.n_items
         self.state.add_items(self._items)
+        self._changed = found is None or self.state.learner.n_items > known
         self._stored_at = self._last_record = time.monotonic()
 
     def _identify(self, info: TopicInfo) -> None:
@@ -159,6 +164,7 @@ class StreamWorker:
                 " what was learned stays, the topic is read from its beginning"
             )
             self.state.forget_topic(info.name, info.identity)
+            self._changed = True
         elif known is None and self.state.offsets and info.name not in self.state.offsets:
             others = ", ".join(sorted(self.state.offsets))
             raise StoreMismatch(
@@ -227,6 +233,7 @@ class StreamWorker:
                 if self._enough():
                     return
                 outcome = self.state.apply(part.topic, part.partition, record.offset, record.value)
+                self._changed = True
                 if outcome.kind == "dead":
                     place = (part.topic, part.partition, record.offset)
                     letters.send(DeadLetter(*place, record.key, record.value, outcome.error, outcome.reason))
@@ -282,11 +289,12 @@ class StreamWorker:
         for part in parts:
             consumer.seek(part, target[part])
             self.state.offsets.setdefault(part.topic, {})[part.partition] = int(target[part])
+        self._changed = True
 
     # --- storing ----------------------------------------------------------------------------------------------------
 
     def _checkpoint_due(self) -> bool:
-        fresh = self.state.events - max(self._stored_events, 0)
+        fresh = self.state.events - self._stored_events
         if fresh <= 0:
             return False
         if fresh >= self.settings.checkpoint_events:
@@ -296,7 +304,7 @@ class StreamWorker:
     def _checkpoint(self, consumer: KafkaConsumer, letters: DeadLetters) -> None:
         """Store everything; the numbers are those of the module's text."""
         state = self.state
-        if state.events == self._stored_events:
+        if not self._changed:
             return
         letters.flush()  # 1
         now = self._clock()
@@ -305,17 +313,20 @@ class StreamWorker:
         publish_snapshot(self.settings.store, snapshot, self._sequence, now, self.settings.keep)  # 3
         self._commit(consumer)  # 4
         self._sequence += 1
-        self._stored_events, self._stored_at = state.events, time.monotonic()
+        self._stored_events, self._stored_at, self._changed = state.events, time.monotonic(), False
 
-    def _commit(self, consumer: KafkaConsumer) -> None:
+    def _commit(self, consumer: KafkaConsumer, *, wait: bool = False) -> None:
         offsets = {
-            TopicPartition(topic, part): OffsetAndMetadata(offset, "", -1)
-            for topic, parts in self.state.offsets.items()
-            for part, offset in parts.items()
-            if topic == self.settings.topic
+            TopicPartition(self.settings.topic, part): OffsetAndMetadata(offset, "", -1)
+            for part, offset in self.state.offsets.get(self.settings.topic, {}).items()
         }
-        if offsets:
-            # a failure shows on dashboards only, so nobody waits for the answer
+        if not offsets:
+            return
+        # a commit that fails shows on dashboards only
+        if wait:
+            with suppress(KafkaError):
+                consumer.commit(offsets, timeout_ms=2000)
+        else:
             consumer.commit_async(offsets, callback=lambda *_: None)
 
     def _report(self, resumed_from: int, seconds: float) -> LearnReport:

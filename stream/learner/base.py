@@ -14,6 +14,8 @@ from common.ids import arrays_sha256
 from stream.learner.kernels import SeenLog, UserRows, rank_among, seen_rows
 
 _FIRST_CAPACITY = 64
+MAX_WEIGHT = 1000.0
+"""Heavier feedback counts as this much: squares of gradients must stay finite."""
 
 
 def grown(array: np.ndarray, rows: int) -> np.ndarray:
@@ -183,6 +185,7 @@ class ArrayRanker(Ranker):  # type: ignore[misc]  # river has no types
             Their ids.
         y
             Above 0: liked, with this weight. Otherwise disliked, with weight ``-y``, or 1 for 0 (river's False).
+            Weights count up to `MAX_WEIGHT`.
         x
             Ignored: time and context do not matter, the order of arrival does.
 
@@ -313,23 +316,23 @@ class ArrayRanker(Ranker):  # type: ignore[misc]  # river has no types
             When it was another kind of learner, had other parameters, or an array is missing or of another type or
             shape; the learner is unchanged.
         """
-        template = self.state_arrays()
-        for name, like in template.items():
+        params = self._params_json()
+        found_params = arrays["params"].tobytes() if "params" in arrays else b"without settings"
+        if found_params != params:
+            raise CheckpointMismatch(
+                f"the checkpoint is of a learner {found_params.decode('utf-8', 'replace')}",
+                expected=params.decode(),
+                mend="use the settings it was made with, or a new store",
+            )
+        for name, like in self.state_arrays().items():
             found = arrays.get(name)
             if found is None or found.dtype != like.dtype or found.shape[1:] != like.shape[1:]:
                 shown = "missing" if found is None else f"{found.dtype.name} {found.shape}"
                 raise CheckpointMismatch(
                     f"array {name!r} of the checkpoint is {shown}",
-                    expected=f"{like.dtype.name} [..., {like.shape[1:]}]",
+                    expected=f"{like.dtype.name}, each row of shape {like.shape[1:]}",
                     mend="start with a new store",
                 )
-        found_params, params = arrays["params"].tobytes(), self._params_json()
-        if found_params != params:
-            raise CheckpointMismatch(
-                f"the checkpoint is of a learner {found_params.decode()}",
-                expected=params.decode(),
-                mend="use the settings it was made with, or a new store",
-            )
         self._take(arrays)
 
     def _take(self, arrays: Mapping[str, np.ndarray]) -> None:
@@ -370,5 +373,5 @@ def _learnable(kind: str, value: object) -> str:
 def _weight(y: object) -> float:
     if not isinstance(y, int | float | np.number | np.bool_) or not math.isfinite(y):
         raise MalformedEvent(f"feedback {y!r}", expected="a finite number", consequence="nothing was learned")
-    value = float(y)
+    value = min(max(float(y), -MAX_WEIGHT), MAX_WEIGHT)
     return value if value != 0.0 else -1.0

@@ -1,0 +1,149 @@
+"""`anabranch stream` and `anabranch broker`."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from anabranch.commands import stream
+from common.errors import DataError, InvalidSetting, MalformedEvent, NoModel, PortInUse
+from common.events import Interaction, encode_event
+from stream.broker import EmbeddedBroker, speaks_kafka
+from stream.checkpoint import CheckpointStore
+
+app = typer.Typer(pretty_exceptions_enable=False)
+app.command("broker")(stream.broker)
+app.add_typer(stream.app, name="stream")
+
+DATA = "synthetic:users=40,items=30,events=600"
+LEARN_KEYS = {
+    "events", "learned", "duplicates_skipped", "dead_letters", "drift_alarms", "offsets", "state_sha256", "metrics",
+    "seconds", "resumed_from",
+}  # fmt: skip
+
+
+def run(*arguments: str, stdin: bytes | None = None) -> str:
+    """Run a command; return its stdout, raise what it raises."""
+    result = CliRunner().invoke(app, list(arguments), env={"COLUMNS": "200"}, input=stdin)
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def run_json(*arguments: str, stdin: bytes | None = None) -> dict[str, Any]:
+    """Run a command with --json; its stdout must be that one object."""
+    payload: dict[str, Any] = json.loads(run(*arguments, "--json", stdin=stdin))
+    return payload
+
+
+@pytest.fixture
+def servers() -> Iterator[str]:
+    with EmbeddedBroker() as broker:
+        yield broker.bootstrap_servers
+
+
+def test_produce_learn_status(servers: str, tmp_path: Path) -> None:
+    where = ["--bootstrap-servers", servers]
+    sent = run_json("stream", "produce", "--data", DATA, *where)
+    assert (sent["sent"], sent["acked"], sent["resumed_from"]) == (600, 600, 0)
+    assert "600 of 600" in run("stream", "produce", "--data", DATA, *where, "--topic", "again")
+    store = ["--store", str(tmp_path / "store")]
+    learned = run_json("stream", "learn", *where, *store, "--until-events", "600", "--factors", "8")
+    assert learned.keys() >= LEARN_KEYS
+    assert learned["offsets"] == {"clicks": {"0": 600}}
+    assert {"recall@10", "ndcg@10", "ci95"} <= learned["metrics"]["ours"].keys() & learned["metrics"][
+        "popularity"
+    ].keys()
+    other = ["--store", str(tmp_path / "other"), "--topic", "again", "--idle-timeout", "0.5", "--factors", "8"]
+    again = run_json("stream", "learn", *where, *other)
+    assert again["state_sha256"] == learned["state_sha256"]
+    assert "recall@10" in run("stream", "learn", *where, *store, "--until-events", "600", "--factors", "8")
+    status = run_json("stream", "status", *store)
+    assert (status["events"], status["offsets"]) == (600, learned["offsets"])
+    assert status["age_seconds"] >= 0
+    assert status["snapshot"]
+    assert "600 events" in run("stream", "status", *store)
+
+
+def test_limit_and_start(servers: str) -> None:
+    part = ["--limit", "25", "--start-at", "100"]
+    sent = run_json("stream", "produce", "--data", DATA, "--bootstrap-servers", servers, *part)
+    assert (sent["sent"], sent["resumed_from"]) == (25, 100)
+
+
+def test_files_and_stdin(servers: str, tmp_path: Path) -> None:
+    lines = b"\n".join(encode_event(Interaction(f"e{n}", "u", f"i{n}", "click", n)) for n in range(5)) + b"\n\n"
+    path = tmp_path / "events.jsonl"
+    path.write_bytes(lines)
+    where = ["--bootstrap-servers", servers]
+    assert run_json("stream", "produce", "--data", str(path), *where)["acked"] == 5
+    script = "import sys; from anabranch.cli import main; sys.argv = ['anabranch', *sys.argv[1:]]; main()"
+    command = [sys.executable, "-c", script, "stream", "produce", "--data", "-", *where, "--json"]
+    piped = subprocess.run(command, input=lines, capture_output=True, timeout=120, check=False)
+    assert piped.returncode == 0, piped.stderr
+    assert json.loads(piped.stdout)["acked"] == 5
+    path.write_bytes(lines + b'{"v":9}\n')
+    with pytest.raises(MalformedEvent, match="line 7 of"):
+        run("stream", "produce", "--data", str(path), *where)
+    with pytest.raises(DataError, match=r"none\.jsonl cannot be read"):
+        run("stream", "produce", "--data", str(tmp_path / "none.jsonl"), *where)
+
+
+def test_sigterm_stores_what_was_learned(servers: str, tmp_path: Path) -> None:
+    run("stream", "produce", "--data", DATA, "--bootstrap-servers", servers)
+    script = "import sys; from anabranch.cli import main; sys.argv = ['anabranch', *sys.argv[1:]]; main()"
+    # no checkpoint of its own accord: only the signal makes one
+    options = ["--bootstrap-servers", servers, "--store", str(tmp_path), "--checkpoint-seconds", "1000", "--json"]
+    with subprocess.Popen(
+        [sys.executable, "-c", script, "stream", "learn", *options, "--checkpoint-every", "300"],
+        stdout=subprocess.PIPE,
+    ) as worker:
+        deadline = time.monotonic() + 60
+        while CheckpointStore(tmp_path).newest([].append) is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        worker.send_signal(signal.SIGTERM)
+        out, _ = worker.communicate(timeout=30)
+    assert worker.returncode == 0
+    checkpoint = CheckpointStore(tmp_path).newest([].append)
+    assert checkpoint is not None
+    assert checkpoint.details["events"] == json.loads(out)["events"] >= 300
+
+
+def test_status_of_nothing(tmp_path: Path) -> None:
+    with pytest.raises(NoModel, match="no checkpoint"):
+        run("stream", "status", "--store", str(tmp_path))
+
+
+def test_bad_settings_are_named_before_anything_is_fetched() -> None:
+    with pytest.raises(InvalidSetting, match="speed"):
+        run("stream", "produce", "--data", DATA, "--speed", "fast")
+    with pytest.raises(InvalidSetting, match="nowhere"):
+        run("stream", "learn", "--bootstrap-servers", "nowhere")
+    result = CliRunner().invoke(app, ["stream", "learn", "--on-new-topic", "maybe"])
+    assert result.exit_code == 2
+
+
+def test_the_broker_runs_until_it_is_stopped() -> None:
+    with EmbeddedBroker() as probe:
+        port = probe.port
+    script = "import sys; from anabranch.cli import main; sys.argv = ['anabranch', *sys.argv[1:]]; main()"
+    command = [sys.executable, "-c", script, "broker", "--port", str(port), "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert json.loads(process.stdout.readline()) == {"bootstrap_servers": f"127.0.0.1:{port}"}
+        assert speaks_kafka("127.0.0.1", port)
+        with pytest.raises(PortInUse, match=str(port)):
+            run("broker", "--port", str(port))
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert not speaks_kafka("127.0.0.1", port)

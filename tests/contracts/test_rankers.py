@@ -1,0 +1,331 @@
+"""Laws of every learner found in `stream.learner`."""
+
+import importlib
+import inspect
+import pkgutil
+import tracemalloc
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from river.checks import check_estimator
+from river.reco.base import Ranker
+
+import stream.learner
+from common.errors import CheckpointMismatch, InvalidSetting, MalformedEvent
+from common.events import MAX_ID_LENGTH
+from common.store import pack_arrays, unpack_arrays
+from stream.learner.base import ArrayRanker
+
+Event = tuple[str, str, float]
+
+
+def _learners() -> list[type[ArrayRanker]]:
+    found: dict[str, type[ArrayRanker]] = {}
+    for module in pkgutil.iter_modules(stream.learner.__path__):
+        members = inspect.getmembers(importlib.import_module(f"stream.learner.{module.name}"), inspect.isclass)
+        found |= {
+            name: kind for name, kind in members if issubclass(kind, Ranker) and kind.__module__.startswith("stream.")
+        }
+    return [kind for name, kind in sorted(found.items()) if kind is not ArrayRanker]
+
+
+LEARNERS = _learners()
+every_learner = pytest.mark.parametrize("make", LEARNERS, ids=lambda kind: kind.__name__)
+Make = Callable[..., ArrayRanker]
+
+_events = st.lists(
+    st.tuples(
+        st.sampled_from([f"user {n}" for n in range(5)]),
+        st.sampled_from([f"item {n}" for n in range(12)]),
+        st.sampled_from([1.0, 0.5, 3.0, -1.0, 0.0]),
+    ),
+    max_size=60,
+)
+
+
+def some_events(count: int, seed: int = 0) -> list[Event]:
+    rng = np.random.default_rng(seed)
+    return [
+        (f"user {rng.integers(20)}", f"item {rng.integers(40)}", float(rng.choice([1.0, 1.0, 2.0, -1.0])))
+        for _ in range(count)
+    ]
+
+
+def learned(make: Make, events: list[Event], **settings: Any) -> ArrayRanker:
+    learner = make(**settings)
+    for user, item, y in events:
+        learner.learn_one(user, item, y)
+    return learner
+
+
+def test_the_learners_are_found() -> None:
+    assert {"MF", "Popularity"} <= {kind.__name__ for kind in LEARNERS}
+
+
+@every_learner
+def test_river_accepts_it(make: Make) -> None:
+    check_estimator(make())
+
+
+@every_learner
+def test_reading_changes_nothing(make: Make) -> None:
+    learner = learned(make, some_events(200))
+    before, known = learner.state_sha256(), (learner.n_users, learner.n_items)
+    for turn in range(2_500):
+        user, item = f"user {turn % 40}", f"item {turn % 80}"
+        learner.predict_one(user, item)
+        learner.rank(user, [item, "never seen", "item 1"])
+        learner.top_k(user, 5, exclude_seen=bool(turn % 2))
+        learner.seen_rows(user)
+    assert learner.state_sha256() == before
+    assert (learner.n_users, learner.n_items) == known
+
+
+@every_learner
+def test_reads_do_not_change_what_is_learned_later(make: Make) -> None:
+    read, unread = learned(make, some_events(50)), learned(make, some_events(50))
+    read.predict_one("ghost", "ghost item")
+    for user, item, y in some_events(50, seed=1):
+        read.learn_one(user, item, y)
+        read.rank(user, {"ghost item", item})
+        unread.learn_one(user, item, y)
+    assert read.state_sha256() == unread.state_sha256()
+
+
+@every_learner
+def test_a_new_row_depends_on_seed_and_id_only(make: Make) -> None:
+    forth, back = make(seed=3), make(seed=3)
+    ids = [f"item {n}" for n in range(30)]
+    forth.add_items(ids)
+    back.add_items(ids[::-1])
+    fresh = {item: make(seed=3).predict_one("nobody", item) for item in ids}
+    for item in ids:
+        assert forth.predict_one("nobody", item) == back.predict_one("nobody", item) == fresh[item]
+    rows = {name: array for name, array in forth.state_arrays().items() if name.startswith("item.") and array.ndim == 2}
+    for name, array in rows.items():
+        assert np.array_equal(array, back.state_arrays()[name][::-1]), name
+
+
+@every_learner
+def test_an_unknown_item_scores_as_it_would_once_added(make: Make) -> None:
+    learner = learned(make, some_events(100))
+    before = learner.predict_one("user 1", "brand new")
+    learner.add_items(["brand new"])
+    assert learner.predict_one("user 1", "brand new") == before
+
+
+@every_learner
+@given(events=_events)
+def test_learning_many_is_learning_one_by_one(make: Make, events: list[Event]) -> None:
+    one, many = learned(make, events), make()
+    half = len(events) // 2
+    for part in (events[:half], events[half:]):
+        many.learn_many([e[0] for e in part], [e[1] for e in part], [e[2] for e in part])
+    assert one.state_sha256() == many.state_sha256()
+
+
+@every_learner
+@given(events=_events, k=st.integers(1, 15))
+def test_the_top_is_the_head_of_the_ranking(make: Make, events: list[Event], k: int) -> None:
+    learner = learned(make, events)
+    for user in ("user 0", "user 1", "nobody"):
+        whole = learner.rank(user, learner.item_ids)
+        assert [item for item, _ in learner.top_k(user, k, exclude_seen=False)] == whole[:k]
+        seen = {learner.item_ids[row] for row in learner.seen_rows(user)}
+        best = learner.top_k(user, k)
+        assert [item for item, _ in best] == [item for item in whole if item not in seen][:k]
+        assert all(score == learner.predict_one(user, item) for item, score in best)
+        among = learner.top_k(user, k, candidates=["item 3", "item 5", "no such item"])
+        assert [i for i, _ in among] == [i for i in whole if i in {"item 3", "item 5"} - seen][:k]
+
+
+@every_learner
+@given(events=_events)
+def test_the_rank_is_the_place_in_the_ranking_ties_against_it(make: Make, events: list[Event]) -> None:
+    learner = learned(make, events)
+    for row, item in enumerate(learner.item_ids):
+        for user in ("user 0", "nobody"):
+            seen = {int(r) for r in learner.seen_rows(user)}
+            if row in seen:
+                continue
+            mine = learner.predict_one(user, item)
+            others = [
+                learner.predict_one(user, other)
+                for place, other in enumerate(learner.item_ids)
+                if place not in seen and place != row
+            ]
+            rank, best = learner.rank_of(user, row, 10)
+            assert rank == 1 + sum(score >= mine for score in others)
+            assert (row in best) == (1 + sum(score > mine for score in others) <= 10) or rank > 10
+
+
+@every_learner
+def test_a_restored_learner_is_the_same_and_goes_on_the_same(make: Make) -> None:
+    original = learned(make, some_events(150), seed=5)
+    raw = pack_arrays(original.state_arrays())
+    restored = make(seed=5)
+    restored.load_state(unpack_arrays(raw, "test"))
+    assert restored.state_sha256() == original.state_sha256()
+    assert pack_arrays(restored.state_arrays()) == raw
+    for user, item, y in some_events(150, seed=9):
+        original.learn_one(user, item, y)
+        restored.learn_one(user, item, y)
+    assert restored.state_sha256() == original.state_sha256()
+
+
+@every_learner
+def test_restoring_shares_no_memory(make: Make) -> None:
+    arrays = learned(make, some_events(50)).state_arrays()
+    kept = {name: array.copy() for name, array in arrays.items()}
+    restored = make()
+    restored.load_state(arrays)
+    restored.learn_many(["user 1"] * 9, [f"item {n}" for n in range(9)])
+    assert all(np.array_equal(arrays[name], kept[name]) for name in kept)
+
+
+@every_learner
+def test_another_learners_state_is_refused_whole(make: Make) -> None:
+    learner = learned(make, some_events(20))
+    before = learner.state_sha256()
+    foreign = learned(make, some_events(20), seed=99).state_arrays()
+    lacking = {name: array for name, array in foreign.items() if name != "user.ring"}
+    wrong_type = {**learner.state_arrays(), "item.counts": np.zeros(3, dtype=np.float32)}
+    for arrays, named in ((foreign, "seed"), (lacking, "user.ring"), (wrong_type, "item.counts")):
+        with pytest.raises(CheckpointMismatch, match=named):
+            learner.load_state(arrays)
+    assert learner.state_sha256() == before
+
+
+@every_learner
+def test_a_clone_knows_nothing(make: Make) -> None:
+    learner = learned(make, some_events(50), seed=4)
+    clone = learner.clone()
+    assert clone.state_sha256() == make(seed=4).state_sha256()
+
+
+@every_learner
+def test_equal_seeds_learn_equally(make: Make) -> None:
+    assert learned(make, some_events(300)).state_sha256() == learned(make, some_events(300)).state_sha256()
+
+
+@every_learner
+def test_memory_depends_on_ids_not_on_events(make: Make) -> None:
+    events = some_events(3_000)
+    learner = learned(make, events)
+    tracemalloc.start()
+    for user, item, y in events * 3:
+        learner.learn_one(user, item, y)
+    grown_by, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert grown_by < 50_000
+    assert sum(array.nbytes for array in learner.state_arrays().values()) < 200_000
+
+
+@every_learner
+def test_time_running_backwards_changes_nothing(make: Make) -> None:
+    plain, timed = make(), make()
+    for place, (user, item, y) in enumerate(some_events(60)):
+        plain.learn_one(user, item, y)
+        timed.learn_one(user, item, y, x={"ts": -place})
+    assert plain.state_sha256() == timed.state_sha256()
+
+
+@every_learner
+@pytest.mark.parametrize(
+    ("user", "item", "y", "named"),
+    [
+        ("u", "i", float("nan"), "nan"),
+        ("u", "i", float("inf"), "inf"),
+        ("u", "i", "5", "'5'"),
+        ("u", "i", None, "None"),
+        (7, "i", 1.0, "7 is int"),
+        ("u", ("i",), 1.0, "is tuple"),
+        ("", "i", 1.0, "0 characters"),
+        ("u", "i" * 1_000_000, 1.0, "1000000 characters"),
+        ("u", "\ud800", 1.0, "surrogate"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_learned_is_refused_and_changes_nothing(
+    make: Make, user: Any, item: Any, y: Any, named: str
+) -> None:
+    learner = learned(make, some_events(20))
+    before = learner.state_sha256()
+    with pytest.raises(MalformedEvent, match=named):
+        learner.learn_one(user, item, y)
+    with pytest.raises(MalformedEvent, match=named):
+        learner.learn_many(["user 1", user], ["item 1", item], [1.0, y])
+    assert learner.state_sha256() == before
+
+
+@every_learner
+def test_an_id_too_long_to_learn_reads_as_unknown(make: Make) -> None:
+    learner = learned(make, some_events(20))
+    endless = "x" * 1_000_000
+    assert np.isfinite(learner.predict_one(endless, endless))
+    assert learner.top_k(endless, 3) == learner.top_k("nobody", 3)
+    learner.learn_one("u" * MAX_ID_LENGTH, "i" * MAX_ID_LENGTH)
+
+
+@every_learner
+def test_wrong_types_are_named_when_reading(make: Make) -> None:
+    learner = learned(make, some_events(20))
+    for call in (
+        lambda: learner.predict_one(7, "item 1"),  # type: ignore[arg-type]  # the wrong type is the point
+        lambda: learner.predict_one("user 1", 7),  # type: ignore[arg-type]  # the wrong type is the point
+        lambda: learner.rank("user 1", [7]),  # type: ignore[list-item]  # the wrong type is the point
+        lambda: learner.top_k(7),  # type: ignore[arg-type]  # the wrong type is the point
+    ):
+        with pytest.raises(InvalidSetting, match="7 is int"):
+            call()
+    for k in (0, -1, 1.5, True):
+        with pytest.raises(InvalidSetting, match=f"k {k}"):
+            learner.top_k("user 1", k)  # type: ignore[arg-type]  # the wrong type is the point
+    with pytest.raises(InvalidSetting, match="2 users, 1 items"):
+        learner.learn_many(["a", "b"], ["i"])
+
+
+@every_learner
+def test_a_learner_that_knows_nothing_answers(make: Make) -> None:
+    learner = make()
+    assert learner.top_k("nobody", 10) == []
+    assert learner.rank("nobody", ["b", "a"]) in (["a", "b"], ["b", "a"])
+    assert learner.history_rows("nobody").tolist() == []
+    assert np.isfinite(learner.predict_one("nobody", "nothing"))
+    learner.learn_many([], [])
+    assert learner.events == 0
+    restored = make()
+    restored.load_state(learner.state_arrays())
+    assert restored.state_sha256() == learner.state_sha256()
+
+
+@every_learner
+def test_history_keeps_the_newest_and_seen_keeps_all(make: Make) -> None:
+    learner = make(window=4)
+    order = [0, 1, 2, 1, 3, 4, 1]
+    for item in order:
+        learner.learn_one("ann", f"item {item}")
+    learner.learn_one("ann", "item 0", -1.0)
+    ids = learner.item_ids
+    assert [ids[row] for row in learner.history_rows("ann")] == [f"item {item}" for item in order[-4:]]
+    assert {ids[row] for row in learner.seen_rows("ann")} == {f"item {item}" for item in order}
+    assert len(learner.seen_rows("ann")) == 5
+
+
+@every_learner
+def test_it_learns_the_board(make: Make) -> None:
+    """Two groups that like different items; a learner that personalises must tell them apart."""
+    learner = make(seed=1)
+    rng = np.random.default_rng(0)
+    for _ in range(1_500):
+        side = rng.integers(2)
+        learner.learn_one(f"{side} user {rng.integers(30)}", f"{side} item {rng.integers(10)}")
+    personal = type(learner).__name__ != "Popularity"
+    for side in "01":
+        learner.learn_one(f"new {side}", f"{side} item 0")
+        best = [item for item, _ in learner.top_k(f"new {side}", 5)]
+        assert len(best) == 5
+        assert not personal or all(item.startswith(side) for item in best)
