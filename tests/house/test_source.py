@@ -14,7 +14,7 @@ UNSAFE = frozenset({"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "jobl
 BAG_NAMES = re.compile(r"(utils?|helpers?|misc|managers?)(_|$)|_(utils?|helpers?|misc|managers?)$")
 # paths that exist on one machine only; the last group may not follow a word, so a/work/b is no match
 MACHINE_PATH = re.compile(r"/(?:home|Users)/[a-z]\w*/|[A-Z]:\\Users\\|(?<![\w.~-])/(?:root|work|mnt/data)/")
-UNFINISHED = re.compile(r"\b(?:TODO|FIXME|XXX|HACK)\b")
+UNFINISHED = re.compile(r"\b(?:TODO|FIXME|XXX|HACK)\b|@@[A-Z]+@@")
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
