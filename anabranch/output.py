@@ -33,6 +33,8 @@ class Output:
             format="%(message)s",
             handlers=[RichHandler(console=self.stderr, show_path=False, rich_tracebacks=False)],
         )
+        # on a busy machine kafka-python warns of every task that took 0.1 s; nobody can act on it
+        logging.getLogger("kafka.net.selector").setLevel(logging.ERROR)
 
     def note(self, text: str) -> None:
         """Print a line for people, on stderr."""
