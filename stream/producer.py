@@ -2,6 +2,9 @@
 
 Records of one user keep their order. Across users it is kept only on a topic with one partition: the learned state
 depends on the order in which all events are read, so a run that must come out bit for bit the same uses one.
+
+The event's time is inside the record; the record's own timestamp is when it was sent. Kafka's retention goes by the
+latter, and would delete clicks of years ago within minutes.
 """
 
 import time
@@ -195,7 +198,6 @@ class _Sender:
                 value=encode_event(event),
                 key=event.user_id.encode(),
                 partition=place,
-                timestamp_ms=event.ts,
             )
         self.sent += 1
         self._open.append(future)

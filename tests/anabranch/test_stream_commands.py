@@ -108,12 +108,12 @@ def test_sigterm_stores_what_was_learned(servers: str, tmp_path: Path) -> None:
         stdout=subprocess.PIPE,
     ) as worker:
         deadline = time.monotonic() + 60
-        while CheckpointStore(tmp_path).newest([].append) is None and time.monotonic() < deadline:
+        while CheckpointStore(tmp_path).newest(pytest.fail) is None and time.monotonic() < deadline:
             time.sleep(0.05)
         worker.send_signal(signal.SIGTERM)
         out, _ = worker.communicate(timeout=30)
     assert worker.returncode == 0
-    checkpoint = CheckpointStore(tmp_path).newest([].append)
+    checkpoint = CheckpointStore(tmp_path).newest(pytest.fail)
     assert checkpoint is not None
     assert checkpoint.details["events"] == json.loads(out)["events"] >= 300
 

@@ -33,7 +33,7 @@ def newest(store: CheckpointStore, notices: list[str] | None = None, **options: 
 
 def test_the_newest_comes_back_and_three_stay(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path)
-    assert store.newest([].append) is None
+    assert store.newest(pytest.fail) is None
     assert store.next_sequence() == 1
     write(store, 1, 2, 3, 4, 5)
     found = newest(store)
@@ -76,12 +76,12 @@ def test_all_damaged_is_an_error_not_a_fresh_start(tmp_path: Path) -> None:
     write(store, 1, 2)
     for sequence in (1, 2):
         (store.folder / sequence_name(sequence) / STATE_NAME).write_bytes(b"")
+    notices: list[str] = []
     with pytest.raises(ArtifactCorrupt, match="all 2 checkpoints"):
-        store.newest([].append)
-    with pytest.raises(ArtifactCorrupt):
-        store.newest([].append, set_aside=True)
-    with pytest.raises(ArtifactCorrupt):  # still an error the second time
-        store.newest([].append, set_aside=True)
+        store.newest(notices.append)
+    for _ in range(2):  # still an error the second time
+        with pytest.raises(ArtifactCorrupt):
+            store.newest(notices.append, set_aside=True)
 
 
 def test_half_written_leftovers_are_passed_over_and_cleared(tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ def test_another_schema_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         patched.setattr("stream.checkpoint.SCHEMA", 99)
         write(store, 1)
     with pytest.raises(CheckpointMismatch, match="99"):
-        store.newest([].append)
+        store.newest(pytest.fail)
 
 
 def test_one_worker_a_store(tmp_path: Path) -> None:

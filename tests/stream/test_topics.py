@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from common.clock import wall_clock
 from common.errors import BrokerUnavailable, InvalidSetting, UnknownName
 from common.events import Interaction, decode_event, encode_event
 from stream.deadletter import DeadLetter, DeadLetters
@@ -40,14 +41,15 @@ def test_a_topic_that_is_not_there_is_named_with_those_that_are(servers: str, to
         await_topic(servers, f"{topic}-x", 0.2)
 
 
-def test_every_event_arrives_in_order_with_key_and_time(servers: str, topic: str) -> None:
+def test_every_event_arrives_in_order_with_its_key(servers: str, topic: str) -> None:
     events = some_events(500)
     report = produce(events, servers=servers, topic=topic)
     assert (report.sent, report.acked, report.resumed_from) == (500, 500, 0)
     found = take(servers, topic, 500)
     assert [decode_event(record.value) for record in found] == events
     assert [record.key for record in found] == [event.user_id.encode() for event in events]
-    assert [record.timestamp for record in found] == [event.ts for event in events]
+    # not the event's time: retention would delete the clicks of years ago
+    assert all(record.timestamp > wall_clock() - 3_600_000 for record in found)
 
 
 def test_a_user_stays_in_one_partition_in_order(servers: str, topic: str) -> None:

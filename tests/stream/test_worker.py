@@ -139,7 +139,7 @@ def test_a_stop_stores_a_checkpoint_first(embedded: str, topic: str, tmp_path: P
 
     report = learn(embedded, topic, tmp_path, stopping=stopping, idle_timeout_s=None)
     assert 0 < report.events < 100
-    checkpoint = CheckpointStore(tmp_path).newest([].append)
+    checkpoint = CheckpointStore(tmp_path).newest(pytest.fail)
     assert checkpoint is not None
     assert checkpoint.details["events"] == report.events
 
@@ -230,7 +230,7 @@ def test_a_broker_that_goes_away_is_noticed_and_the_work_kept(tmp_path: Path) ->
         worker = StreamWorker(settings, small_mf(), stopping=stopping)
         with pytest.raises(BrokerUnavailable):
             worker.run()
-    checkpoint = CheckpointStore(tmp_path).newest([].append)
+    checkpoint = CheckpointStore(tmp_path).newest(pytest.fail)
     assert checkpoint is not None
     assert checkpoint.details["events"] == 30
 
