@@ -5,13 +5,16 @@ gradients by record before any norm is taken, so clipping bounds what a whole re
 arXiv 1607.00133, with the record as the example).
 """
 
+import functools
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from opacus.accountants import PRVAccountant, RDPAccountant
+from opacus.accountants.analysis.rdp import compute_rdp, get_privacy_spent
 from opacus.accountants.utils import get_noise_multiplier
 from opacus.grad_sample import GradSampleHooks
 from opacus.optimizers import DPOptimizer
@@ -198,7 +201,23 @@ def epsilon_of(spend: PrivacySpend, accountant: str = "prv") -> float:
         return 0.0
     if any(sigma <= 0 for sigma, _, _ in spend.steps):
         return float("inf")
-    engine = {"prv": PRVAccountant, "rdp": RDPAccountant}[accountant]()
-    engine.history = [tuple(step) for step in spend.steps]
+    return _epsilon(spend.steps, spend.delta, accountant)
+
+
+@functools.lru_cache(maxsize=1024)  # pure, and the nodes of a simulation spend alike
+def _epsilon(steps: tuple[tuple[float, float, int], ...], delta: float, accountant: str) -> float:
     with _accounting():
-        return float(engine.get_epsilon(delta=spend.delta))
+        if accountant == "rdp":
+            orders = RDPAccountant.DEFAULT_ALPHAS
+            total = sum(count * _rdp_of_step(sigma, rate) for sigma, rate, count in steps)
+            epsilon, _ = get_privacy_spent(orders=orders, rdp=total, delta=delta)
+            return float(epsilon)
+        engine = PRVAccountant()
+        engine.history = [tuple(step) for step in steps]
+        return float(engine.get_epsilon(delta=delta))
+
+
+@functools.lru_cache(maxsize=256)  # it is nearly all of the work, and each round asks for the same few
+def _rdp_of_step(sigma: float, rate: float) -> np.ndarray:
+    rdp: np.ndarray = compute_rdp(q=rate, noise_multiplier=sigma, steps=1, orders=RDPAccountant.DEFAULT_ALPHAS)
+    return rdp
