@@ -64,6 +64,7 @@ class ArrayRanker(Ranker):  # type: ignore[misc]  # river has no types
         super().__init__(seed=seed)
         self.window = window
         self._item_rows: dict[str, int] = {}
+        self._item_names: list[str] = []
         self._user_rows: dict[str, int] = {}
         self._item_arrays: dict[str, np.ndarray] = {"counts": np.zeros(0, dtype=np.int64)}
         self._user_arrays: dict[str, np.ndarray] = {
@@ -122,7 +123,7 @@ class ArrayRanker(Ranker):  # type: ignore[misc]  # river has no types
     @property
     def item_ids(self) -> tuple[str, ...]:
         """The items in the order of all item arrays."""
-        return tuple(self._item_rows)
+        return tuple(self._item_names)
 
     def item_row(self, item: str) -> int | None:
         """Return the item's row, or None for an unknown item."""
@@ -158,6 +159,7 @@ class ArrayRanker(Ranker):  # type: ignore[misc]  # river has no types
         row = self._item_rows.get(item)
         if row is None:
             row = self._item_rows[item] = len(self._item_rows)
+            self._item_names.append(item)
             if row >= len(self._item_arrays["counts"]):
                 self._item_arrays = {name: grown(array, row + 1) for name, array in self._item_arrays.items()}
                 self._rewire()
@@ -282,7 +284,7 @@ class ArrayRanker(Ranker):  # type: ignore[misc]  # river has no types
             # everything tied with the k-th best stays, so the ids decide among them
             kept = scores[open_rows]
             open_rows = open_rows[kept >= np.partition(kept, len(kept) - k)[len(kept) - k]]
-        ids = self.item_ids
+        ids = self._item_names
         best = sorted((-float(scores[row]), ids[row]) for row in open_rows)[:k]
         return [(item, -score) for score, item in best]
 
@@ -337,7 +339,8 @@ class ArrayRanker(Ranker):  # type: ignore[misc]  # river has no types
 
     def _take(self, arrays: Mapping[str, np.ndarray]) -> None:
         ids = {kind: unpack_ids(arrays[f"{kind}.id_ends"], arrays[f"{kind}.ids"]) for kind in ("item", "user")}
-        self._item_rows = {item: row for row, item in enumerate(ids["item"])}
+        self._item_names = ids["item"]
+        self._item_rows = {item: row for row, item in enumerate(self._item_names)}
         self._user_rows = {user: row for row, user in enumerate(ids["user"])}
         self._item_arrays = {name: arrays[f"item.{name}"].copy() for name in self._item_arrays}
         self._user_arrays = {name: arrays[f"user.{name}"].copy() for name in self._user_arrays}

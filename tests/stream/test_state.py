@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import CheckpointMismatch, InvalidSetting
@@ -99,6 +99,7 @@ def test_ids_go_on_from_their_array(names: list[str], window: int) -> None:
     assert found + [second.add(name) for name in names[half:]] == expected
 
 
+@settings(max_examples=15)
 @given(cut=st.integers(0, 250))
 def test_a_restored_state_goes_on_bit_for_bit(cut: int) -> None:
     records, _ = records_with_faults(250)
