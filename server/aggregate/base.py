@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
 
 from common.updates import AdapterUpdate
@@ -52,7 +53,8 @@ def mean_update(
     for update in updates:
         count += 1
         for name, total in sums.items():
-            total.add_(torch.from_numpy(update.arrays[name]).to(total.device, torch.float64))
+            # a copy in float64 that torch may own: what came over the wire may be read-only
+            total.add_(torch.from_numpy(update.arrays[name].astype(np.float64)).to(total.device))
     return {name: total / max(count, 1) for name, total in sums.items()}, count
 
 

@@ -1,0 +1,208 @@
+"""Laws of every aggregation strategy."""
+
+import weakref
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+
+from common.encoder.adapter import initial_adapter
+from common.errors import UnknownName
+from common.ids import arrays_sha256, rng_for
+from common.updates import AdapterUpdate, UpdateMeta
+from server.aggregate import STRATEGIES, Strategy, strategy_named
+from server.aggregate.base import RowAdam, Tensors
+from tests.oracles.averaging import mean_product_slowly
+
+SHAPES = {
+    "layer.0.lora_A.weight": (4, 20),
+    "layer.0.lora_B.weight": (20, 4),
+    "layer.1.lora_A.weight": (4, 20),
+    "layer.1.lora_B.weight": (12, 4),
+}
+PAIRS = [("layer.0.lora_A.weight", "layer.0.lora_B.weight"), ("layer.1.lora_A.weight", "layer.1.lora_B.weight")]
+
+
+@dataclass(frozen=True, slots=True)
+class Plainly(RowAdam):
+    """No optimiser: the mean update is the step, so that aggregation itself can be seen."""
+
+    def step(self, state: Mapping[str, torch.Tensor], mean: Tensors) -> tuple[Tensors, Tensors]:
+        """Return the mean."""
+        return dict(mean), {f"first/{name}": torch.zeros_like(tensor) for name, tensor in mean.items()}
+
+
+@pytest.fixture(params=sorted(STRATEGIES))
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def strategy(name: str) -> Strategy:
+    return strategy_named(name, RowAdam(learning_rate=0.01))
+
+
+def start(b_scale: float = 0.3) -> dict[str, np.ndarray]:
+    """Return an adapter with orthonormal A."""
+    arrays = initial_adapter(SHAPES, 0)
+    rng = rng_for("start")
+    return {
+        name: (rng.standard_normal(a.shape) * b_scale).astype(np.float32) if "lora_B" in name else a
+        for name, a in arrays.items()
+    }
+
+
+def update(strategy: Strategy, seed: int, scale: float = 0.1) -> AdapterUpdate:
+    rng = rng_for("update", seed)
+    arrays = {n: (rng.standard_normal(SHAPES[n]) * scale).astype(np.float32) for n in strategy.trained(SHAPES)}
+    return AdapterUpdate(UpdateMeta(str(seed), "base", strategy.name, 1, 1.0), arrays)
+
+
+def tensors(arrays: Mapping[str, np.ndarray]) -> Tensors:
+    return {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
+
+
+def product(adapter: Mapping[str, torch.Tensor], a_name: str, b_name: str) -> np.ndarray:
+    found: np.ndarray = (adapter[b_name].double() @ adapter[a_name].double()).numpy()
+    return found
+
+
+def assert_same_adapter(left: Mapping[str, torch.Tensor], right: Mapping[str, torch.Tensor], atol: float) -> None:
+    assert left.keys() == right.keys()
+    for a_name, b_name in PAIRS:
+        np.testing.assert_allclose(product(left, a_name, b_name), product(right, a_name, b_name), rtol=0, atol=atol)
+
+
+def test_it_is_found_by_its_own_name(name: str, strategy: Strategy) -> None:
+    assert strategy.name == name
+
+
+def test_an_unknown_name_is_refused() -> None:
+    with pytest.raises(UnknownName, match="unknown strategy 'best'; expected one of fedit, fedsvd"):
+        strategy_named("best", RowAdam())
+
+
+def test_what_is_trained_is_sorted_and_of_the_adapter(strategy: Strategy) -> None:
+    trained = strategy.trained(reversed(SHAPES))
+    assert list(trained) == sorted(trained)
+    assert set(trained) <= set(SHAPES)
+
+
+def test_the_result_has_the_adapters_names_shapes_and_dtype(strategy: Strategy) -> None:
+    result = strategy.aggregate(tensors(start()), {}, [update(strategy, 1)])
+    assert {name: tuple(tensor.shape) for name, tensor in result.adapter.items()} == SHAPES
+    assert {tensor.dtype for tensor in result.adapter.values()} == {torch.float32}
+    assert result.clients == 1
+
+
+def test_nothing_given_is_changed(strategy: Strategy) -> None:
+    adapter, given = tensors(start()), update(strategy, 1)
+    state = strategy.aggregate(adapter, {}, [update(strategy, 2)]).state
+    before = [arrays_sha256((n, t.numpy()) for n, t in each.items()) for each in (adapter, state)]
+    before_update = arrays_sha256(given.arrays.items())
+    strategy.aggregate(adapter, state, [given])
+    assert [arrays_sha256((n, t.numpy()) for n, t in each.items()) for each in (adapter, state)] == before
+    assert arrays_sha256(given.arrays.items()) == before_update
+
+
+def test_the_order_of_updates_does_not_matter(strategy: Strategy) -> None:
+    updates = [update(strategy, seed) for seed in range(7)]
+    forth = strategy.aggregate(tensors(start()), {}, updates)
+    back = strategy.aggregate(tensors(start()), {}, updates[::-1])
+    assert_same_adapter(forth.adapter, back.adapter, 1e-6)
+
+
+def test_many_equal_updates_are_as_one(strategy: Strategy) -> None:
+    one = strategy.aggregate(tensors(start()), {}, [update(strategy, 1)])
+    many = strategy.aggregate(tensors(start()), {}, [update(strategy, 1)] * 9)
+    assert_same_adapter(one.adapter, many.adapter, 1e-6)
+    assert many.clients == 9
+
+
+def test_the_same_inputs_give_the_same_bytes(strategy: Strategy) -> None:
+    results = [strategy.aggregate(tensors(start()), {}, [update(strategy, seed) for seed in range(3)]) for _ in "ab"]
+    hashes = {arrays_sha256((n, t.numpy()) for each in (r.adapter, r.state) for n, t in each.items()) for r in results}
+    assert len(hashes) == 1
+
+
+def test_a_thousand_updates_are_never_held_together(strategy: Strategy) -> None:
+    alive: list[weakref.ref[np.ndarray]] = []
+    most = 0
+
+    def one_by_one() -> Iterator[AdapterUpdate]:
+        nonlocal alive, most
+        for seed in range(1000):
+            given = update(strategy, seed % 5)
+            alive += [weakref.ref(array) for array in given.arrays.values()]
+            yield given
+            del given
+            alive = [each for each in alive if each() is not None]
+            most = max(most, len(alive))
+
+    assert strategy.aggregate(tensors(start()), {}, one_by_one()).clients == 1000
+    assert most <= 2 * len(strategy.trained(SHAPES))
+
+
+@pytest.mark.parametrize("b_scale", [0.0, 0.3])
+def test_a_zero_update_keeps_the_model(name: str, b_scale: float) -> None:
+    strategy = strategy_named(name, Plainly())
+    result = strategy.aggregate(tensors(start(b_scale)), {}, [update(strategy, 1, scale=0.0)])
+    assert_same_adapter(result.adapter, tensors(start(b_scale)), 1e-6)
+
+
+def test_zero_updates_and_none_at_all_stay_finite(strategy: Strategy) -> None:
+    for updates in ([], [update(strategy, 1, scale=0.0)] * 3):
+        adapter, state = tensors(start(0.0)), dict[str, torch.Tensor]()
+        for _ in range(3):
+            result = strategy.aggregate(adapter, state, updates)
+            adapter, state = result.adapter, result.state
+        assert all(bool(tensor.isfinite().all()) for tensor in [*adapter.values(), *state.values()])
+        assert result.clients == len(updates)
+
+
+def test_a_resumed_state_goes_on_as_if_never_stopped(strategy: Strategy) -> None:
+    """State passes through numpy between rounds, as it does on disk."""
+    adapter, state = tensors(start()), dict[str, torch.Tensor]()
+    kept_adapter, kept_state = start(), dict[str, np.ndarray]()
+    for number in range(4):
+        updates = [update(strategy, 10 * number + seed) for seed in range(3)]
+        straight = strategy.aggregate(adapter, state, updates)
+        resumed = strategy.aggregate(tensors(kept_adapter), tensors(kept_state), updates)
+        adapter, state = straight.adapter, straight.state
+        kept_adapter = {n: t.numpy() for n, t in resumed.adapter.items()}
+        kept_state = {n: t.numpy() for n, t in resumed.state.items()}
+        assert arrays_sha256(kept_adapter.items()) == arrays_sha256((n, t.numpy()) for n, t in adapter.items())
+        assert arrays_sha256(kept_state.items()) == arrays_sha256((n, t.numpy()) for n, t in state.items())
+
+
+# -- what tells them apart -------------------------------------------------------------------------------------------
+
+
+def relative_error(name: str, drift: float) -> float:
+    """Return how far the aggregate is from the mean of B_i A_i when clients' A drift by so much."""
+    strategy = strategy_named(name, Plainly())
+    base = start()
+    updates = [update(strategy, seed, scale=drift) for seed in range(20)]
+    result = strategy.aggregate(tensors(base), {}, updates)
+    worst = 0.0
+    for a_name, b_name in PAIRS:
+        exact = mean_product_slowly(base, updates, a_name, b_name)
+        found = product(result.adapter, a_name, b_name)
+        worst = max(worst, float(np.linalg.norm(found - exact) / np.linalg.norm(exact)))
+    return worst
+
+
+def test_fedsvd_is_exact() -> None:
+    assert relative_error("fedsvd", 0.3) < 1e-6
+
+
+def test_fedit_is_not_once_a_drifts_and_the_more_the_worse() -> None:
+    errors = [relative_error("fedit", drift) for drift in (0.01, 0.1, 0.3)]
+    assert 0 < errors[0] < errors[1] < errors[2]
+    assert errors[2] > 0.05
+
+
+def test_every_strategy_says_how_exact_it_is() -> None:
+    assert set(STRATEGIES) == {"fedsvd", "fedit"}, "a new strategy needs its product error tested here"
