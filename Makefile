@@ -2,7 +2,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check test-fast test-slow bench clean
+.PHONY: help venv demo test check format lint types imports dependencies test-fast test-slow bench clean
 
 # the first supported Python that is there and starts; `make demo PYTHON=/path/to/python3.12` overrides it
 PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3 python; do \
@@ -29,11 +29,21 @@ demo: $(VENV)/.installed  ## See all of it: federated rounds, live clicks, recom
 
 test: check test-fast  ## Every gate, then every test that takes seconds
 
-check: $(VENV)/.installed-dev  ## The gates: format, lint, types, imports, dependencies
+check: format lint types imports dependencies  ## The gates: format, lint, types, imports, dependencies
+
+format: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
+
+lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
+
+types: $(VENV)/.installed-dev
 	$(BIN)/mypy
+
+imports: $(VENV)/.installed-dev
 	$(BIN)/lint-imports --no-logo
+
+dependencies: $(VENV)/.installed-dev
 	$(BIN)/deptry .
 
 test-fast: $(VENV)/.installed-dev  ## The tests alone, with the examples in the docstrings
