@@ -1,0 +1,109 @@
+"""A small ClientApp whose node configuration says how each node behaves."""
+
+import os
+import signal
+import struct
+import sys
+import time
+from collections import OrderedDict
+from pathlib import Path
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+app = ClientApp()
+not_an_app = "text"
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    """Behave as the node configuration says, then answer."""
+    config = {key: str(value) for key, value in context.node_config.items()}
+    if "mark" in config:
+        with Path(config["mark"]).open("a", encoding="utf-8") as file:
+            file.write(f"{os.getpid()}\n")
+    _act(config.get("do", ""), config)
+    return Message(_update(message, config), reply_to=message)
+
+
+def _act(what: str, config: dict[str, str]) -> None:
+    if what == "raise":
+        raise ValueError("no data at this node")
+    if what == "exit":
+        sys.exit(3)
+    if what == "die" or (what == "die-once" and len(Path(config["mark"]).read_text().splitlines()) == 1):
+        os.kill(os.getpid(), signal.SIGKILL)
+    if what == "die-in-the-middle-of-an-answer":
+        os.write(int(sys.argv[2]), struct.pack("!i", 10_000) + b"begun")
+        os.kill(os.getpid(), signal.SIGKILL)
+    if what == "sleep":
+        time.sleep(float(config["seconds"]))
+    if what == "hang":
+        signal.pause()
+
+
+def _update(message: Message, config: dict[str, str]) -> RecordDict:
+    """Return an update of the adapter sent: twice what came."""
+    request = message.content.config_records["request"]
+    base = message.content.array_records["adapter"]
+    arrays = ArrayRecord(OrderedDict((name, Array(2 * array.numpy())) for name, array in base.items()))
+    meta = {
+        "client": config.get("client", "?"),
+        "base_version": str(request["base_version"]),
+        "strategy": str(request["strategy"]),
+        "round": int(str(request["round"])),
+        "examples": 4.0,
+    }
+    records = RecordDict({"update": arrays, "meta": ConfigRecord(meta | _claim(config))})  # type: ignore[arg-type]
+    records["metrics"] = MetricRecord({"loss": 0.5})
+    _spoil(records, config.get("spoil", ""))
+    return records
+
+
+def _claim(config: dict[str, str]) -> dict[str, object]:
+    if "epsilon" not in config:
+        return {}
+    steps = {"sigmas": [1.0, 2.0], "rates": [0.2, 0.2], "counts": [3, 1]}
+    return {"epsilon": float(config["epsilon"]), "unit": "user", "delta": 1e-4, **steps}
+
+
+def _spoil(records: RecordDict, how: str) -> None:
+    meta, arrays = records.config_records["meta"], records.array_records["update"]
+    name = min(arrays)
+    if how == "no update":
+        del records["update"]
+    elif how == "no meta":
+        del records["meta"]
+    elif how == "no metrics":
+        del records["metrics"]
+    elif how == "round infinite":
+        meta["round"] = float("inf")
+    elif how == "round a word":
+        meta["round"] = "three"
+    elif how == "lists of two lengths":
+        meta["counts"] = [1]
+    elif how == "a number for a list":
+        meta["sigmas"] = 1.0
+    elif how == "a list for a metric":
+        records.metric_records["metrics"]["loss"] = [1.0, 2.0]
+    elif how == "cut array":
+        arrays[name] = Array(dtype="float32", shape=(2,), stype="numpy.ndarray", data=arrays[name].data[:-4])
+    elif how == "no bytes":
+        arrays[name] = Array(dtype="float32", shape=(2,), stype="numpy.ndarray", data=b"")
+    elif how == "pickle":
+        arrays[name] = Array(dtype="float32", shape=(2,), stype="numpy.ndarray", data=b"\x80\x04N.")
+    elif how == "zip":
+        arrays[name] = Array(dtype="float32", shape=(2,), stype="numpy.ndarray", data=b"PK\x03\x04 and so on")
+    elif how == "archive":
+        arrays[name] = Array(dtype="float32", shape=(2,), stype="numpy.ndarray", data=_archive())
+    elif how == "another serialisation":
+        arrays[name] = Array(dtype="float32", shape=(2,), stype="torch.Tensor", data=arrays[name].data)
+
+
+def _archive() -> bytes:
+    from io import BytesIO
+
+    buffer = BytesIO()
+    np.savez(buffer, a=np.zeros(2))
+    return buffer.getvalue()
