@@ -220,11 +220,13 @@ class Simulation:
             return SimulationResult(
                 self._settings, state, done, _seconds(state, 0.0, time.monotonic() - began), state.round
             )
-        encoder = TextEncoder.load(spec, self._settings.device)
-        cache = open_or_build(self._store / "cache", encoder, self._dataset.catalogue.texts, self._progress)
-        state, resumed_from = state or self._first_state(encoder), state.round if state else 0
-        publisher = self._publisher(registry, encoder, cache, (train, test), plan)
-        state = self._run_rounds(rounds, plan, publisher, state, owners)
+        # the workers load their libraries while the items are encoded here
+        with self._fleet(owners) as grid:
+            encoder = TextEncoder.load(spec, self._settings.device)
+            cache = open_or_build(self._store / "cache", encoder, self._dataset.catalogue.texts, self._progress)
+            state, resumed_from = state or self._first_state(encoder), state.round if state else 0
+            publisher = self._publisher(registry, encoder, cache, (train, test), plan)
+            state = self._run_rounds(grid, rounds, plan, publisher, state)
         evaluating = time.monotonic()
         manifest = publisher.publish(state)
         now = time.monotonic()
@@ -304,11 +306,11 @@ class Simulation:
 
     def _run_rounds(
         self,
+        grid: InProcessGrid,
         rounds: RoundStore,
         plan: RunPlan,
         publisher: Publisher,
         state: RunState,
-        owners: list[dict[str, list[Interaction]]],
     ) -> RunState:
         settings, outcome = self._settings, [state]
         strategy = strategy_named(settings.strategy, RowAdam(learning_rate=settings.server_learning_rate))
@@ -330,8 +332,7 @@ class Simulation:
             )
             outcome[0] = loop.run(outcome[0], after_round)
 
-        with self._fleet(owners) as grid:
-            make_app(conduct)(grid, Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={}))
+        make_app(conduct)(grid, Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={}))
         return outcome[0]
 
     def _fleet(self, owners: list[dict[str, list[Interaction]]]) -> AbstractContextManager[InProcessGrid]:
