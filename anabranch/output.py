@@ -2,9 +2,12 @@
 
 import json
 import logging
+import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -13,6 +16,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, Tim
 from rich.progress import Progress as Bars
 
 from common.progress import Progress
+
+
+def program() -> str:
+    """Return what to type to run the program again: its name where the PATH finds it, else its path."""
+    typed = Path(sys.argv[0])
+    found = shutil.which(typed.name)
+    if found is not None and Path(found).resolve() == typed.resolve():
+        return typed.name
+    return os.path.relpath(typed) if typed.is_absolute() and typed.is_relative_to(Path.cwd()) else str(typed)
 
 
 class Output:

@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from anabranch.commands.simulate import draw as draw_federated
-from anabranch.output import Output
+from anabranch.output import Output, program
 
 STORE = Path("anabranch-store")
 QUICK_STORE = Path("anabranch-store-quick")
@@ -71,13 +71,13 @@ def _draw(console: Console, payload: dict[str, Any], titles: dict[str, str], sto
         f"\n{seconds['total']:.0f} s: federated {seconds['federated']:.0f}, stream {seconds['stream']:.0f}, "
         f"questions {seconds['query']:.0f}. Everything is in {payload['store']}.\n"
     )
-    at = "" if store == STORE else f" --store {store}"
+    run, at = program(), "" if store == STORE else f" --store {store}"
     console.print("Try next:")
     for line in (
-        f'anabranch recommend --query "a heist that goes wrong" --explain{at}',
-        f"anabranch serve{at}                  # then: curl http://127.0.0.1:8000/v1/model",
-        f"anabranch model show{at}             # the version, its parents, its privacy claim",
-        "anabranch simulate --privacy off --store try-without-privacy   # what the guarantee costs",
+        f'{run} recommend --query "a heist that goes wrong" --explain{at}',
+        f"{run} serve{at}                  # then: curl http://127.0.0.1:8000/v1/model",
+        f"{run} model show{at}             # the version, its parents, its privacy claim",
+        f"{run} simulate --privacy off --store try-without-privacy   # what the guarantee costs",
     ):
         console.print(f"  {line}", markup=False, soft_wrap=True)
 
