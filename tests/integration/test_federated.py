@@ -118,7 +118,7 @@ def test_nothing_of_the_data_is_in_what_is_published(straight: tuple[Path, Simul
                 assert b'"u1"' not in path.read_bytes(), path
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [2, pytest.param(1, marks=pytest.mark.slow)])
 def test_the_same_seed_gives_the_same_adapter(
     straight: tuple[Path, SimulationResult], tiny_bert: Path, tmp_path: Path, workers: int
 ) -> None:
@@ -127,6 +127,7 @@ def test_the_same_seed_gives_the_same_adapter(
     assert ledger_epsilons(tmp_path / "store") == ledger_epsilons(straight[0])
 
 
+@pytest.mark.slow
 def test_another_seed_gives_another_adapter(
     straight: tuple[Path, SimulationResult], tiny_bert: Path, tmp_path: Path
 ) -> None:
@@ -144,6 +145,7 @@ def test_a_store_in_use_is_not_overwritten(straight: tuple[Path, SimulationResul
     assert (resumed.resumed_from, resumed.state.adapter_sha256) == (2, result.state.adapter_sha256)
 
 
+@pytest.mark.slow
 def test_a_spent_budget_refuses_more_rounds(
     straight: tuple[Path, SimulationResult], tiny_bert: Path, tmp_path: Path
 ) -> None:
@@ -159,6 +161,7 @@ def test_a_spent_budget_refuses_more_rounds(
     assert Registry.open(store).current().details["adapter_sha256"] == straight[1].state.adapter_sha256
 
 
+@pytest.mark.slow
 def test_learning_without_noise_helps(tiny_bert: Path, tmp_path: Path) -> None:
     off = PrivacyTerms("off", float("inf"), DELTA, 1.0)
     result = simulate(tmp_path / "store", settings_for(tiny_bert, privacy=off, rounds=6, cohort=3))

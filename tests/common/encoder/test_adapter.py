@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.encoder.adapter import TextEncoder, initial_adapter, resolve_device
@@ -68,9 +68,10 @@ def test_the_cached_way_equals_the_uncached_one_with_an_adapter(
     assert np.abs(tiny.encode(SAMPLE) - plain).max() > 0.01
 
 
-@given(st.lists(texts, min_size=1, max_size=12), st.randoms(use_true_random=False))
-def test_neither_padding_nor_order_matters(tiny: TextEncoder, batch: list[str], random: object) -> None:
-    order = np.random.default_rng(len(batch)).permutation(len(batch))
+@settings(max_examples=25)
+@given(st.lists(texts, min_size=1, max_size=8), st.integers(0, 2**32))
+def test_neither_padding_nor_order_matters(tiny: TextEncoder, batch: list[str], seed: int) -> None:
+    order = np.random.default_rng(seed).permutation(len(batch))
     together = tiny.encode([batch[i] for i in order])
     alone = np.concatenate([tiny.encode([batch[i]]) for i in order])
     np.testing.assert_allclose(together, alone, rtol=0, atol=1e-5)
