@@ -1,4 +1,4 @@
-"""Which interactions train, which test, and which node holds whom."""
+"""Which interactions train, which test, which items are kept from training, and which node holds whom."""
 
 from collections.abc import Iterable, Sequence
 
@@ -71,3 +71,18 @@ def partition_users(user_ids: Iterable[str], nodes: int, seed: int) -> dict[int,
         )
     ranked = sorted(users, key=lambda user: (stable_hash("partition", seed, user), user))
     return {node: tuple(sorted(ranked[node::nodes])) for node in range(nodes)}
+
+
+def hidden_items(item_ids: Iterable[str], share: float, seed: int) -> frozenset[str]:
+    """Choose items to keep from training, so that there are cold ones to test on: about `share` of them.
+
+    An item is chosen by a stable hash of seed and id, whatever other items there are.
+
+    Raises
+    ------
+    InvalidSetting
+        When `share` is not from 0 up to, but not including, 1.
+    """
+    if not 0.0 <= share < 1.0:
+        raise InvalidSetting(f"a hidden share of {share}", expected="at least 0 and less than 1")
+    return frozenset(item for item in item_ids if stable_hash("hidden", seed, item) < share * 2**64)

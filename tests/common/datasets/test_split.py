@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.datasets.base import Dataset
-from common.datasets.split import global_time_split, partition_users, positives
+from common.datasets.split import global_time_split, hidden_items, partition_users, positives
 from common.errors import EmptyData, InvalidSetting
 from common.events import Interaction
 from common.items import Catalogue, Item
@@ -129,3 +129,25 @@ def test_positives_are_the_liked_ones_in_time_order() -> None:
     )
     dataset = Dataset("d", Catalogue([Item("i", "i", "i")]), events, "none")
     assert [event.event_id for event in positives(dataset)] == ["1", "4"]
+
+
+@given(st.sets(st.text(max_size=8), max_size=40), st.text(max_size=8), shares, shares, st.integers(0, 9))
+def test_an_item_is_hidden_whatever_others_there_are(
+    ids: set[str], item: str, one: float, two: float, seed: int
+) -> None:
+    low, high = sorted((one, two))
+    assert hidden_items(ids, low, seed) <= hidden_items(ids, high, seed) <= ids
+    assert (item in hidden_items({*ids, item}, low, seed)) == bool(hidden_items([item], low, seed))
+
+
+def test_about_the_share_is_hidden() -> None:
+    ids = [f"i{number}" for number in range(2000)]
+    assert 0.17 < len(hidden_items(ids, 0.2, 0)) / len(ids) < 0.23
+    assert hidden_items(ids, 0.2, 0) != hidden_items(ids, 0.2, 1)
+    assert hidden_items(ids, 0.0, 0) == frozenset()
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.0, float("nan")])
+def test_a_hidden_share_out_of_range_is_refused(share: float) -> None:
+    with pytest.raises(InvalidSetting, match="hidden share"):
+        hidden_items(["a"], share, 0)
