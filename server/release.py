@@ -2,16 +2,20 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import takewhile
 
 from common.clock import Clock
 from common.encoder.adapter import TextEncoder
 from common.encoder.cache import HiddenCache, encode_items
+from common.errors import ArtifactCorrupt, VersionNotFound
 from common.manifests import Manifest, TensorSpec
 from common.store import pack_arrays
-from server.evaluate import Quality, TestEvents, by_text, measure
-from server.registry import Registry
+from server.evaluate import Quality, Ranking, TestEvents, by_text, quality_of, rank
+from server.gate import Verdict, difference, judge
+from server.registry import CURRENT, Registry
 from server.rounds import RunPlan, RunState
+from server.slices import Rows, by_slice, client_slice, slices_of
 
 ADAPTER_CONFIG = "adapter/adapter_config.json"
 ADAPTER_WEIGHTS = "adapter/adapter_model.safetensors"
@@ -37,6 +41,10 @@ class Publisher:
         The run.
     clock
         Stamps the manifest.
+    control_slices
+        The controls in each slice: row name to slice name to metrics.
+    owner
+        User id to node, for the slice of clients.
     """
 
     registry: Registry
@@ -46,20 +54,46 @@ class Publisher:
     controls: Mapping[str, Quality]
     plan: RunPlan
     clock: Clock
+    control_slices: Mapping[str, Rows] = field(default_factory=dict)
+    owner: Mapping[str, int] = field(default_factory=dict)
 
     def publish(self, state: RunState) -> Manifest:
-        """Publish the state as version ``v<round>`` and point ``current`` at it; a version already there is kept."""
+        """Publish the state as version ``v<round>``; a version already there is kept.
+
+        ``current`` is pointed at it, unless the gate (`server.gate`) held it back: then ``promoted`` in the manifest's
+        details is false, and ``reason`` says why.
+        """
         version = f"v{state.round:06d}"
         known = {manifest.version: manifest for manifest in self.registry.versions()}
         if version not in known:
             known[version] = self._write(version, state, tuple(known)[-1:])
-        self.registry.point("current", version)
+        if is_promoted(known[version]):
+            self.registry.point(CURRENT, version)
         return known[version]
+
+    def held_back_in_a_row(self) -> int:
+        """Return how many of the newest versions the gate held back, one after the other."""
+        newest_first = reversed(self.registry.versions())
+        return sum(1 for _ in takewhile(lambda manifest: not is_promoted(manifest), newest_first))
+
+    def _judge(self, ranking: Ranking) -> Verdict:
+        current = self.registry.pointer(CURRENT)
+        if current is None:
+            return Verdict(True, "there was no version before it")
+        try:
+            vectors = self.registry.arrays(current, ITEM_VECTORS)["item_vectors"]
+        except (ArtifactCorrupt, VersionNotFound) as error:
+            return Verdict(True, f"the current version cannot be compared with: {error}", current)
+        old = rank(self.events, by_text(self.events, vectors), self.plan.seed)
+        return judge(current, difference(ranking.hits, old.hits, self.events.user, self.plan.seed))
 
     def _write(self, version: str, state: RunState, parents: tuple[str, ...]) -> Manifest:
         self.encoder.set_adapter(state.adapter)
         vectors = encode_items(self.encoder, self.cache)
-        rows = {**self.controls, "global": measure(self.events, by_text(self.events, vectors), self.plan.seed)}
+        ranking = rank(self.events, by_text(self.events, vectors), self.plan.seed)
+        rows = {**self.controls, "global": quality_of(ranking.full, self.events.user, self.plan.seed)}
+        slices = {**self.control_slices, "global": row_slices(self.events, ranking, self.owner, self.plan.seed)}
+        verdict = self._judge(ranking)
         config = {**self.encoder.lora_config.to_dict(), "inference_mode": True}
         files = {
             ADAPTER_CONFIG: json.dumps(config, indent=2, sort_keys=True, default=_jsonable).encode(),
@@ -83,9 +117,24 @@ class Publisher:
                 "strategy": self.plan.strategy,
                 "seed": self.plan.seed,
                 "adapter_sha256": state.adapter_sha256,
+                "promoted": verdict.promoted,
+                "reason": verdict.reason,
+                "gate": verdict.as_json(),
+                "slices": by_slice(slices),
             },
         )
         return self.registry.publish(files, manifest)
+
+
+def is_promoted(manifest: Manifest) -> bool:
+    """Return whether the gate let the version become the current one; without a verdict it did."""
+    return bool(manifest.details.get("promoted", True))
+
+
+def row_slices(events: TestEvents, ranking: Ranking, owner: Mapping[str, int], seed: int) -> Rows:
+    """Return one row's metrics in every slice, clients included where there are any."""
+    spread = {"clients": client_slice(events, ranking, owner)} if owner else {}
+    return {**slices_of(events, ranking, seed), **spread}
 
 
 def _jsonable(value: object) -> object:
