@@ -1,20 +1,26 @@
 """The port of aggregation, and what strategies share.
 
 A strategy is a pair of pure functions over named tensors: which tensors clients train, and (global adapter, state,
-updates) to (new global adapter, new state). Updates come one at a time and are summed, so memory does not grow with the
-cohort. Weights are uniform: under DP the number of examples is private.
+updates) to (new global adapter, new state). Updates come one at a time; what a strategy needs of them (their sum, one
+at a time, or all together) is in its docstring. Weights are uniform: under DP the number of examples is private.
 """
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from types import MappingProxyType
+from typing import Protocol, SupportsFloat
 
 import numpy as np
 import torch
 
 from common.updates import AdapterUpdate
+from server.aggregate.layout import Layout, rank_axis
 
 Tensors = dict[str, torch.Tensor]
+
+NO_STATE: Mapping[str, SupportsFloat] = MappingProxyType({})
+"""The state before the first round."""
+WHOLE_ROWS: Mapping[str, int] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +39,8 @@ class Strategy(Protocol):
     def name(self) -> str:
         """Its name on the command line."""
 
-    def trained(self, names: Iterable[str]) -> tuple[str, ...]:
-        """Return which of the adapter's tensors clients train."""
+    def trained(self, names: Iterable[str], state: Mapping[str, SupportsFloat] = NO_STATE) -> tuple[str, ...]:
+        """Return which of the adapter's tensors clients train in the round that begins with this state."""
 
     def aggregate(
         self, adapter: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor], updates: Iterable[AdapterUpdate]
@@ -45,17 +51,29 @@ class Strategy(Protocol):
 def mean_update(
     updates: Iterable[AdapterUpdate], like: Mapping[str, torch.Tensor], names: Iterable[str]
 ) -> tuple[Tensors, int]:
-    """Return the uniform mean of the updates, summed in float64 in their order, and their number (0: all zeros)."""
-    sums = {
-        name: torch.zeros(like[name].shape, dtype=torch.float64, device=like[name].device) for name in sorted(names)
-    }
+    """Return the uniform mean of the updates, summed in float64 in their order, and their number (0: all zeros).
+
+    An update of a smaller rank counts where it has elements: each column of B, and each row of A, is averaged over the
+    clients that hold it. Memory does not grow with the number of updates.
+    """
+    layout = Layout.of(like, names)
+    device = next((tensor.device for tensor in like.values()), torch.device("cpu"))
+    total = torch.zeros(layout.size, dtype=torch.float64, device=device)
+    row = np.empty(layout.size, dtype=np.float64)
+    here = torch.from_numpy(row)
+    absent: dict[str, np.ndarray] = {}
     count = 0
     for update in updates:
         count += 1
-        for name, total in sums.items():
-            # a copy in float64 that torch may own: what came over the wire may be read-only
-            total.add_(torch.from_numpy(update.arrays[name].astype(np.float64)).to(total.device))
-    return {name: total / max(count, 1) for name, total in sums.items()}, count
+        for name, held in layout.fill(row, update.arrays).items():
+            full = layout.shapes[name][rank_axis(name) or 0]
+            absent.setdefault(name, np.zeros(full))[held:] += 1
+        total += here.to(device)
+    means = layout.split(total / max(count, 1))
+    for name, missing in absent.items():
+        share = torch.from_numpy(count / np.maximum(count - missing, 1)).to(device)
+        means[name] = means[name] * (share if rank_axis(name) == 1 else share[:, None])
+    return means, count
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,14 +94,27 @@ class RowAdam:
     beta2: float = 0.99
     epsilon: float = 1e-8
 
-    def step(self, state: Mapping[str, torch.Tensor], mean: Tensors) -> tuple[Tensors, Tensors]:
-        """Return (change to add to each tensor, new state), float64, for the mean change that clients ask for."""
+    def step(
+        self, state: Mapping[str, torch.Tensor], mean: Tensors, widths: Mapping[str, int] = WHOLE_ROWS
+    ) -> tuple[Tensors, Tensors]:
+        """Return (change to add to each tensor, new state), float64, for the mean change that clients ask for.
+
+        Parameters
+        ----------
+        state
+            As returned last time; empty the first time.
+        mean
+            The mean changes; of a vector, each element is a row.
+        widths
+            Over how many numbers the square of a row is averaged, where that is not its length: a row of B A has the
+            freedom of the rank, however long it is.
+        """
         count = state.get("step", torch.zeros((), dtype=torch.float64)) + 1
         changes: Tensors = {}
         new: Tensors = {"step": count}
         for name, asked in mean.items():
             first = self.beta1 * state.get(f"first/{name}", torch.zeros_like(asked)) + (1 - self.beta1) * asked
-            square = asked.square().mean(dim=1, keepdim=True)
+            square = _row_squares(asked, widths.get(name))
             second = self.beta2 * state.get(f"second/{name}", torch.zeros_like(square)) + (1 - self.beta2) * square
             unbiased = first / (1 - self.beta1 ** float(count))
             spread = (second / (1 - self.beta2 ** float(count))).sqrt()
@@ -95,3 +126,20 @@ class RowAdam:
     def rotate(state: Tensors, name: str, rotation: torch.Tensor) -> None:
         """Carry the first moment of B [out, r] into a new basis: ``B_new = B_old R^T`` for ``A_new = R A_old``."""
         state[f"first/{name}"] = state[f"first/{name}"] @ rotation.T
+
+
+def _row_squares(asked: torch.Tensor, width: int | None) -> torch.Tensor:
+    """Return the mean square of each row, with the row's axes kept at length 1."""
+    square = asked.square()
+    if asked.ndim < 2:
+        return square
+    axes = tuple(range(1, asked.ndim))
+    return square.mean(dim=axes, keepdim=True) if width is None else square.sum(dim=axes, keepdim=True) / width
+
+
+def moved(adapter: Mapping[str, torch.Tensor], changes: Mapping[str, torch.Tensor]) -> Tensors:
+    """Return the whole adapter in float32 with the changes added in float64; what is not changed stays as it is."""
+    return {
+        name: (tensor.to(torch.float64) + changes[name]).to(torch.float32) if name in changes else tensor.clone()
+        for name, tensor in adapter.items()
+    }

@@ -1,16 +1,17 @@
 """FedIT: clients train A and B; the server averages each by itself.
 
 The control that most frameworks ship: mean(B_i) mean(A_i) is not mean(B_i A_i), and noise on both enters squared.
-(Zhang et al., 2023, arXiv 2305.05644.)
+(Zhang et al., 2023, arXiv 2305.05644.) It needs the sum of the updates alone.
 """
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import SupportsFloat
 
 import torch
 
 from common.updates import AdapterUpdate
-from server.aggregate.base import Aggregate, RowAdam, mean_update
+from server.aggregate.base import NO_STATE, Aggregate, RowAdam, mean_update, moved
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +27,7 @@ class FedIT:
     optimizer: RowAdam = field(default_factory=RowAdam)
     name: str = "fedit"
 
-    def trained(self, names: Iterable[str]) -> tuple[str, ...]:
+    def trained(self, names: Iterable[str], state: Mapping[str, SupportsFloat] = NO_STATE) -> tuple[str, ...]:
         """Clients train every adapter tensor."""
         return tuple(sorted(names))
 
@@ -36,5 +37,4 @@ class FedIT:
         """Average each tensor and step."""
         mean, clients = mean_update(updates, adapter, self.trained(adapter))
         changes, new_state = self.optimizer.step(state, mean)
-        new = {name: (adapter[name].to(torch.float64) + change).to(torch.float32) for name, change in changes.items()}
-        return Aggregate(new, new_state, clients)
+        return Aggregate(moved(adapter, changes), new_state, clients)

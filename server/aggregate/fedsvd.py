@@ -1,16 +1,19 @@
 """FedSVD: clients train B alone; the server re-factors B A by SVD so that A stays orthonormal.
 
 B averages exactly (the mean of B_i A is mean(B_i) A), the noise enters linearly, and an orthonormal A keeps gradients
-small, so less is clipped. The re-factoring is post-processing: it costs no privacy. (FedSVD, NeurIPS 2025.)
+small, so less is clipped. The re-factoring is post-processing: it costs no privacy. (FedSVD, NeurIPS 2025.) It needs
+the sum of the updates alone.
 """
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import SupportsFloat
 
 import torch
 
 from common.updates import AdapterUpdate
-from server.aggregate.base import Aggregate, RowAdam, Tensors, mean_update
+from server.aggregate.base import NO_STATE, Aggregate, RowAdam, Tensors, mean_update, moved
+from server.aggregate.layout import A, B
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,23 +29,35 @@ class FedSVD:
     optimizer: RowAdam = field(default_factory=RowAdam)
     name: str = "fedsvd"
 
-    def trained(self, names: Iterable[str]) -> tuple[str, ...]:
-        """Clients train the B matrices."""
-        return tuple(sorted(name for name in names if "lora_B" in name))
+    def trained(self, names: Iterable[str], state: Mapping[str, SupportsFloat] = NO_STATE) -> tuple[str, ...]:
+        """Clients train everything but the A matrices."""
+        return tuple(sorted(name for name in names if A not in name))
 
     def aggregate(
         self, adapter: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor], updates: Iterable[AdapterUpdate]
     ) -> Aggregate:
         """Average B exactly, step, and re-factor each pair."""
         mean, clients = mean_update(updates, adapter, self.trained(adapter))
-        changes, new_state = self.optimizer.step(state, mean)
-        new: Tensors = {}
-        for b_name, change in changes.items():
-            a_name = b_name.replace("lora_B", "lora_A")
-            b = adapter[b_name].to(torch.float64) + change
-            new[b_name], new[a_name], rotation = refactor(b, adapter[a_name].to(torch.float64))
-            self.optimizer.rotate(new_state, b_name, rotation)
-        return Aggregate({name: tensor.to(torch.float32) for name, tensor in new.items()}, new_state, clients)
+        return refactored_step(self.optimizer, adapter, state, mean, clients)
+
+
+def refactored_step(
+    optimizer: RowAdam,
+    adapter: Mapping[str, torch.Tensor],
+    state: Mapping[str, torch.Tensor],
+    mean: Tensors,
+    clients: int,
+) -> Aggregate:
+    """Step by the change of B that clients ask for, however it was agreed on, and re-factor each pair."""
+    changes, new_state = optimizer.step(state, mean)
+    new: Tensors = {}
+    for b_name in [name for name in changes if B in name]:
+        a_name = b_name.replace(B, A)
+        b = adapter[b_name].to(torch.float64) + changes.pop(b_name)
+        new[b_name], new[a_name], rotation = refactor(b, adapter[a_name].to(torch.float64))
+        optimizer.rotate(new_state, b_name, rotation)
+    rest = moved({name: tensor for name, tensor in adapter.items() if name not in new}, changes)
+    return Aggregate({**{name: tensor.to(torch.float32) for name, tensor in new.items()}, **rest}, new_state, clients)
 
 
 def refactor(b: torch.Tensor, a: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -67,4 +82,5 @@ def refactor(b: torch.Tensor, a: torch.Tensor) -> tuple[torch.Tensor, torch.Tens
     largest = right.gather(1, right.abs().argmax(dim=1, keepdim=True))
     flips = torch.where(largest < 0, -1.0, 1.0).to(a.dtype)
     right = right * flips
-    return left * values * flips.T, right @ rows, right
+    # in rows, as it comes back from disk: products of another layout may round another way
+    return (left * values * flips.T).contiguous(), right @ rows, right

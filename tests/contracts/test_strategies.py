@@ -3,6 +3,7 @@
 import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import SupportsFloat
 
 import numpy as np
 import pytest
@@ -12,8 +13,10 @@ from common.encoder.adapter import initial_adapter
 from common.errors import UnknownName
 from common.ids import arrays_sha256, rng_for
 from common.updates import AdapterUpdate, UpdateMeta
-from server.aggregate import STRATEGIES, Strategy, strategy_named
-from server.aggregate.base import RowAdam, Tensors
+from server.aggregate import MEAN_SUFFICES, STRATEGIES, Strategy, strategy_named
+from server.aggregate.base import NO_STATE, WHOLE_ROWS, Aggregate, RowAdam, Tensors
+from server.aggregate.fedex import exact_adapter
+from server.aggregate.robust import RULES
 from tests.oracles.averaging import mean_product_slowly
 
 SHAPES = {
@@ -29,7 +32,9 @@ PAIRS = [("layer.0.lora_A.weight", "layer.0.lora_B.weight"), ("layer.1.lora_A.we
 class Plainly(RowAdam):
     """No optimiser: the mean update is the step, so that aggregation itself can be seen."""
 
-    def step(self, state: Mapping[str, torch.Tensor], mean: Tensors) -> tuple[Tensors, Tensors]:
+    def step(
+        self, state: Mapping[str, torch.Tensor], mean: Tensors, widths: Mapping[str, int] = WHOLE_ROWS
+    ) -> tuple[Tensors, Tensors]:
         """Return the mean."""
         return dict(mean), {f"first/{name}": torch.zeros_like(tensor) for name, tensor in mean.items()}
 
@@ -54,9 +59,12 @@ def start(b_scale: float = 0.3) -> dict[str, np.ndarray]:
     }
 
 
-def update(strategy: Strategy, seed: int, scale: float = 0.1) -> AdapterUpdate:
+def update(
+    strategy: Strategy, seed: int, scale: float = 0.1, state: Mapping[str, SupportsFloat] = NO_STATE
+) -> AdapterUpdate:
     rng = rng_for("update", seed)
-    arrays = {n: (rng.standard_normal(SHAPES[n]) * scale).astype(np.float32) for n in strategy.trained(SHAPES)}
+    names = strategy.trained(SHAPES, state)
+    arrays = {n: (rng.standard_normal(SHAPES[n]) * scale).astype(np.float32) for n in names}
     return AdapterUpdate(UpdateMeta(str(seed), "base", strategy.name, 1, 1.0), arrays)
 
 
@@ -80,14 +88,20 @@ def test_it_is_found_by_its_own_name(name: str, strategy: Strategy) -> None:
 
 
 def test_an_unknown_name_is_refused() -> None:
-    with pytest.raises(UnknownName, match="unknown strategy 'best'; expected one of fedit, fedsvd"):
+    with pytest.raises(
+        UnknownName, match="unknown strategy 'best'; expected one of fedex, fedit, fedsvd, ffa, krum, median"
+    ):
         strategy_named("best", RowAdam())
 
 
 def test_what_is_trained_is_sorted_and_of_the_adapter(strategy: Strategy) -> None:
-    trained = strategy.trained(reversed(SHAPES))
-    assert list(trained) == sorted(trained)
-    assert set(trained) <= set(SHAPES)
+    state: Mapping[str, torch.Tensor] = {}
+    for _ in range(2):
+        trained = strategy.trained(reversed(SHAPES), state)
+        assert trained
+        assert list(trained) == sorted(trained)
+        assert set(trained) <= set(SHAPES)
+        state = strategy.aggregate(tensors(start()), state, [update(strategy, 1, state=state)]).state
 
 
 def test_the_result_has_the_adapters_names_shapes_and_dtype(strategy: Strategy) -> None:
@@ -98,8 +112,9 @@ def test_the_result_has_the_adapters_names_shapes_and_dtype(strategy: Strategy) 
 
 
 def test_nothing_given_is_changed(strategy: Strategy) -> None:
-    adapter, given = tensors(start()), update(strategy, 1)
+    adapter = tensors(start())
     state = strategy.aggregate(adapter, {}, [update(strategy, 2)]).state
+    given = update(strategy, 1, state=state)
     before = [arrays_sha256((n, t.numpy()) for n, t in each.items()) for each in (adapter, state)]
     before_update = arrays_sha256(given.arrays.items())
     strategy.aggregate(adapter, state, [given])
@@ -128,6 +143,7 @@ def test_the_same_inputs_give_the_same_bytes(strategy: Strategy) -> None:
 
 
 def test_a_thousand_updates_are_never_held_together(strategy: Strategy) -> None:
+    """Robust rules keep a row of each, as they say, but none of the updates either."""
     alive: list[weakref.ref[np.ndarray]] = []
     most = 0
 
@@ -153,13 +169,14 @@ def test_a_zero_update_keeps_the_model(name: str, b_scale: float) -> None:
 
 
 def test_zero_updates_and_none_at_all_stay_finite(strategy: Strategy) -> None:
-    for updates in ([], [update(strategy, 1, scale=0.0)] * 3):
+    for count in (0, 3):
         adapter, state = tensors(start(0.0)), dict[str, torch.Tensor]()
         for _ in range(3):
+            updates = [update(strategy, 1, scale=0.0, state=state)] * count
             result = strategy.aggregate(adapter, state, updates)
             adapter, state = result.adapter, result.state
         assert all(bool(tensor.isfinite().all()) for tensor in [*adapter.values(), *state.values()])
-        assert result.clients == len(updates)
+        assert result.clients == count
 
 
 def test_a_resumed_state_goes_on_as_if_never_stopped(strategy: Strategy) -> None:
@@ -167,7 +184,7 @@ def test_a_resumed_state_goes_on_as_if_never_stopped(strategy: Strategy) -> None
     adapter, state = tensors(start()), dict[str, torch.Tensor]()
     kept_adapter, kept_state = start(), dict[str, np.ndarray]()
     for number in range(4):
-        updates = [update(strategy, 10 * number + seed) for seed in range(3)]
+        updates = [update(strategy, 10 * number + seed, state=state) for seed in range(3)]
         straight = strategy.aggregate(adapter, state, updates)
         resumed = strategy.aggregate(tensors(kept_adapter), tensors(kept_state), updates)
         adapter, state = straight.adapter, straight.state
@@ -177,32 +194,102 @@ def test_a_resumed_state_goes_on_as_if_never_stopped(strategy: Strategy) -> None
         assert arrays_sha256(kept_state.items()) == arrays_sha256((n, t.numpy()) for n, t in state.items())
 
 
+def test_tensors_that_are_neither_a_nor_b_are_averaged_too(name: str) -> None:
+    """A classifier beside the adapter, with a bias."""
+    strategy = strategy_named(name, Plainly())
+    head = {"head.weight": np.ones((3, 20), dtype=np.float32), "head.bias": np.zeros(3, dtype=np.float32)}
+    base = start() | head
+    names = strategy.trained(base)
+    assert set(head) < set(names)
+    rng = rng_for("head")
+    one = {each: (rng.standard_normal(base[each].shape) * 0.1).astype(np.float32) for each in names}
+    two = {each: (rng.standard_normal(base[each].shape) * 0.1).astype(np.float32) for each in names}
+    meta = UpdateMeta("1", "base", name, 1, 1.0)
+    result = strategy.aggregate(tensors(base), {}, [AdapterUpdate(meta, one), AdapterUpdate(meta, two)])
+    assert result.adapter.keys() == base.keys()
+    if name != "krum":  # which takes one of them
+        for each in head:
+            expected = base[each] + (one[each] + two[each]) / 2
+            np.testing.assert_allclose(result.adapter[each].numpy(), expected, rtol=0, atol=1e-6)
+    real = strategy_named(name, RowAdam(learning_rate=0.5)).aggregate(tensors(base), {}, [AdapterUpdate(meta, one)])
+    np.testing.assert_allclose(real.adapter["head.bias"].numpy(), 0.5 * np.sign(one["head.bias"]), rtol=1e-5)
+
+
 # -- what tells them apart -------------------------------------------------------------------------------------------
 
 
-def relative_error(name: str, drift: float) -> float:
-    """Return how far the aggregate is from the mean of B_i A_i when clients' A drift by so much."""
+def twenty(name: str, drift: float, state: Mapping[str, torch.Tensor]) -> list[AdapterUpdate]:
+    """Return the updates of twenty clients of whom each moved by so much from the base."""
     strategy = strategy_named(name, Plainly())
-    base = start()
-    updates = [update(strategy, seed, scale=drift) for seed in range(20)]
-    result = strategy.aggregate(tensors(base), {}, updates)
-    worst = 0.0
-    for a_name, b_name in PAIRS:
-        exact = mean_product_slowly(base, updates, a_name, b_name)
-        found = product(result.adapter, a_name, b_name)
-        worst = max(worst, float(np.linalg.norm(found - exact) / np.linalg.norm(exact)))
-    return worst
+    return [update(strategy, seed, drift, state) for seed in range(20)]
 
 
-def test_fedsvd_is_exact() -> None:
-    assert relative_error("fedsvd", 0.3) < 1e-6
+def relative_errors(name: str, drift: float, rounds: int = 2) -> list[float]:
+    """Return after each round how far the exact result of a strategy is from the mean of B_i A_i of its clients."""
+    strategy = strategy_named(name, Plainly())
+    adapter, state = tensors(start()), dict[str, torch.Tensor]()
+    errors = []
+    for _ in range(rounds):
+        base = {each: tensor.numpy() for each, tensor in adapter.items()}
+        before = published(Aggregate(adapter, state, 0))
+        updates = twenty(name, drift, state)
+        result = strategy.aggregate(adapter, state, updates)
+        worst = 0.0
+        for a_name, b_name in PAIRS:
+            # what fedex carries beside the adapter stays, whatever clients do to the adapter
+            carried = product(before, a_name, b_name) - product(adapter, a_name, b_name)
+            exact = mean_product_slowly(base, updates, a_name, b_name) + carried
+            found = product(published(result), a_name, b_name)
+            worst = max(worst, float(np.linalg.norm(found - exact) / np.linalg.norm(exact)))
+        errors.append(worst)
+        adapter, state = result.adapter, result.state
+    return errors
 
 
-def test_fedit_is_not_once_a_drifts_and_the_more_the_worse() -> None:
-    errors = [relative_error("fedit", drift) for drift in (0.01, 0.1, 0.3)]
+def published(result: Aggregate) -> Mapping[str, torch.Tensor]:
+    """Return what a strategy calls its exact result."""
+    return exact_adapter(result) if any(key.startswith("residual/") for key in result.state) else result.adapter
+
+
+EXACT = ("fedsvd", "ffa", "rolora", "fedex")
+
+
+@pytest.mark.parametrize("exact", EXACT)
+def test_the_exact_ones_keep_the_mean_of_the_products(exact: str) -> None:
+    assert max(relative_errors(exact, 0.3)) < 1e-6
+
+
+def test_fedit_does_not_once_a_drifts_and_the_more_the_worse() -> None:
+    errors = [relative_errors("fedit", drift, rounds=1)[0] for drift in (0.01, 0.1, 0.3)]
     assert 0 < errors[0] < errors[1] < errors[2]
     assert errors[2] > 0.05
 
 
+@pytest.mark.parametrize("exact", [*EXACT, "fedit"])
+def test_noise_on_every_client_averages_out_as_one_over_the_root_of_their_number(exact: str) -> None:
+    """The mean moves; no strategy takes a median or a choice where it says mean."""
+    updates = twenty(exact, 0.3, {})
+    result = strategy_named(exact, Plainly()).aggregate(tensors(start()), {}, updates)
+    moved = product(published(result), *PAIRS[0]) - product(tensors(start()), *PAIRS[0])
+    one = strategy_named(exact, Plainly()).aggregate(tensors(start()), {}, updates[:1])
+    alone = product(published(one), *PAIRS[0]) - product(tensors(start()), *PAIRS[0])
+    assert 0 < np.linalg.norm(moved) < 0.5 * np.linalg.norm(alone)
+
+
 def test_every_strategy_says_how_exact_it_is() -> None:
-    assert set(STRATEGIES) == {"fedsvd", "fedit"}, "a new strategy needs its product error tested here"
+    assert set(STRATEGIES) == {*EXACT, "fedit", *RULES}, "a new strategy needs its product error tested here"
+
+
+def test_where_the_mean_suffices_the_mean_alone_gives_the_same_result(name: str) -> None:
+    """So these may run where the server sees a sum and no update."""
+    strategy = strategy_named(name, Plainly())
+    updates = [update(strategy, seed, 0.3) for seed in range(9)]
+    total = updates[0]
+    for each in updates[1:]:
+        total = total + each
+    straight = strategy.aggregate(tensors(start()), {}, updates)
+    by_mean = strategy.aggregate(tensors(start()), {}, [total.scale(1 / 9)])
+    apart = max(
+        float(np.abs(product(straight.adapter, *pair) - product(by_mean.adapter, *pair)).max()) for pair in PAIRS
+    )
+    assert (apart < 1e-5) == (name in MEAN_SUFFICES)
