@@ -7,6 +7,9 @@ import typer
 
 from common.errors import AnabranchError
 
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it."""
+
 app = typer.Typer(
     name="anabranch",
     no_args_is_help=True,
@@ -19,7 +22,7 @@ app = typer.Typer(
 
 def _register() -> None:
     """Attach every command."""
-    from anabranch.commands import data, demo, doctor, model, recommend, serve, simulate, stream
+    from anabranch.commands import data, demo, doctor, evaluate, model, recommend, serve, simulate, stream
 
     app.command("demo")(demo.demo)
     app.command("simulate")(simulate.simulate)
@@ -30,6 +33,7 @@ def _register() -> None:
     app.add_typer(data.app, name="data")
     app.add_typer(stream.app, name="stream")
     app.add_typer(model.app, name="model")
+    app.add_typer(evaluate.app, name="evaluate")
 
 
 def main() -> None:
@@ -47,9 +51,12 @@ def main() -> None:
     except AnabranchError as error:
         sys.stderr.write(f"anabranch: {error}\n")
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as end:
+        # typer turns Ctrl-C into an exit of its own, without a word
+        if isinstance(end, SystemExit) and end.code != INTERRUPTED:
+            raise
         sys.stderr.write("anabranch: interrupted; what was stored stays usable, the same command goes on from there\n")
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
 
 
 if __name__ == "__main__":
