@@ -4,40 +4,73 @@ SQLite with full synchronisation. A charge is on disk before the update leaves; 
 too high, never too low. A charge is named by everything that its release is computed from: the same release asked for
 again, after a crash of the server, is the same bytes and is charged once. To that end the ledger also keeps the secret
 from which the node's sampling and noise are derived.
+
+Entries compose within their **data epoch**. Two epochs compose in parallel, that is, the larger epsilon counts, which
+holds only when nobody is in both. So the ledger remembers, under keyed hashes, who belongs to which epoch, and refuses
+an epoch that holds a person of another one. New clicks of the same people stay in their epoch and add up.
 """
 
+import hashlib
 import secrets
 import sqlite3
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.errors import BudgetExceeded, LedgerCorrupt, PrivacyError
+from client.ledger_file import (
+    DEFAULT_EPOCH,
+    LEDGER_FORMAT,
+    Entry,
+    Purpose,
+    about,
+    append,
+    open_file,
+    read_entries,
+    readable,
+    transaction,
+)
+from common.clock import Clock, wall_clock
+from common.errors import BudgetExceeded, InvalidSetting, LedgerCorrupt, PrivacyError
 from common.privacy import PrivacySpend
 
-LEDGER_FORMAT = "1"
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS about (name TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS charges (
-    number INTEGER PRIMARY KEY AUTOINCREMENT,
-    release TEXT NOT NULL UNIQUE,
-    unit TEXT NOT NULL, delta REAL NOT NULL, sigma REAL NOT NULL, rate REAL NOT NULL, steps INTEGER NOT NULL
-);
-"""
-
-WAIT_S = 30.0
-"""Patience with another process that charges the same ledger."""
+__all__ = [
+    "DEFAULT_EPOCH",
+    "LEDGER_FORMAT",
+    "Accountant",
+    "Entry",
+    "Ledger",
+    "LedgerContents",
+    "LedgerState",
+    "Purpose",
+    "read_ledger",
+]
 
 Accountant = Callable[[PrivacySpend], float]
 
 
 @dataclass(frozen=True, slots=True)
 class LedgerState:
-    """Everything charged so far and how many entries it took."""
+    """Everything charged so far in the epoch and how many entries it took."""
 
     spend: PrivacySpend
     entries: int
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerContents:
+    """A whole ledger, read and found intact; the secret is not in it."""
+
+    client: str
+    entries: tuple[Entry, ...]
+
+    def spends(self) -> dict[str, PrivacySpend]:
+        """Return what each epoch spent, composed, at the delta of the ledger's last entry (epsilon is the largest)."""
+        totals: dict[str, PrivacySpend] = {}
+        for entry in self.entries:
+            like = PrivacySpend(entry.spend.unit, self.entries[-1].spend.delta)
+            one = PrivacySpend(like.unit, like.delta, entry.spend.steps)
+            totals[entry.epoch] = totals.get(entry.epoch, like) + one
+        return totals
 
 
 class Ledger:
@@ -46,69 +79,77 @@ class Ledger:
     Parameters
     ----------
     path
-        Created when missing.
+        Created when missing; a file of format 1 is brought to the present format, whole or not at all.
     client
         The node it belongs to; another one's file is refused.
+    clock
+        Wall clock of the entries.
+    epoch
+        Name of the data epoch that is charged. Everybody in it must be in no other one.
 
     Raises
     ------
     LedgerCorrupt
-        When the file is no ledger, of another format, or another node's.
+        When the file is no ledger, was tampered with, is of another format, or another node's.
     """
 
-    def __init__(self, path: Path, client: str) -> None:
-        self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with self._readable():
-            self._db = sqlite3.connect(path, isolation_level=None, timeout=WAIT_S)
-            # EXTRA also syncs the folder when the journal goes: without it a power cut may undo the last charge
-            self._db.execute("PRAGMA synchronous=EXTRA")
-            self._db.executescript(_SCHEMA)
-            (found,) = self._db.execute("PRAGMA quick_check").fetchone()
-            if found != "ok":
-                raise sqlite3.DatabaseError(found)
-            for name, value in {"format": LEDGER_FORMAT, "client": client, "mechanism": "poisson-gaussian"}.items():
-                self._db.execute("INSERT OR IGNORE INTO about VALUES (?, ?)", (name, value))
-                self._check_about(name, value)
-
-    @contextmanager
-    def _readable(self) -> Iterator[None]:
-        try:
-            yield
-        except sqlite3.DatabaseError as error:
-            raise LedgerCorrupt(
-                f"{self.path} is not a readable ledger ({error})",
-                consequence="nothing is trained, since what was spent is unknown",
-                mend="restore the file from a backup, or start a new data epoch with a new ledger",
-            ) from error
+    def __init__(self, path: Path, client: str, *, clock: Clock = wall_clock, epoch: str = DEFAULT_EPOCH) -> None:
+        if not epoch:
+            raise InvalidSetting("a data epoch without a name", expected="some text, the same for the same people")
+        self.path, self.epoch = path, epoch
+        self._clock = clock
+        self._db: sqlite3.Connection = open_file(path, client)
 
     def secret(self) -> int:
         """Return the node's secret seed, drawn from the operating system on first use and told to nobody."""
-        with self._readable():
+        with readable(self.path):
             drawn = str(secrets.randbits(63))
             self._db.execute("INSERT OR IGNORE INTO about VALUES ('secret', ?)", (drawn,))
-            (kept,) = self._db.execute("SELECT value FROM about WHERE name = 'secret'").fetchone()
-        return int(kept)
+            return int(about(self._db, "secret") or drawn)
 
-    def _check_about(self, name: str, expected: str) -> None:
-        (found,) = self._db.execute("SELECT value FROM about WHERE name = ?", (name,)).fetchone()
-        if found != expected:
-            raise LedgerCorrupt(
-                f"ledger {self.path} has {name} {found!r}", expected=repr(expected), consequence="nothing is trained"
-            )
+    def hold(self, people: Iterable[str]) -> None:
+        """Note who is in this epoch, as keyed hashes.
+
+        Raises
+        ------
+        PrivacyError
+            When somebody is in another epoch too: then the two would add up, and must be one epoch.
+        """
+        key = self.secret().to_bytes(8, "little")
+        hashes = sorted(
+            {hashlib.blake2b(person.encode("utf-8", "surrogatepass"), key=key).hexdigest() for person in people}
+        )
+        whole = hashlib.sha256("".join(hashes).encode()).hexdigest()
+        with readable(self.path), transaction(self._db):
+            known = "SELECT 1 FROM holdings WHERE epoch = ? AND sha256 = ?"
+            if self._db.execute(known, (self.epoch, whole)).fetchone():
+                return
+            self._db.executemany("INSERT OR IGNORE INTO members VALUES (?, ?)", ((each, self.epoch) for each in hashes))
+            for each in hashes:
+                (found,) = self._db.execute("SELECT epoch FROM members WHERE person = ?", (each,)).fetchone()
+                if found != self.epoch:
+                    raise PrivacyError(
+                        f"data epoch {self.epoch!r} holds a person of data epoch {found!r}",
+                        expected="epochs without a person in common",
+                        consequence="nothing is trained, since the two would add up",
+                        mend=f"go on in data epoch {found!r}, or leave those people out",
+                    )
+            self._db.execute("INSERT INTO holdings VALUES (?, ?)", (self.epoch, whole))
 
     def state(self, like: PrivacySpend) -> LedgerState:
-        """Return what was charged, in the unit and at the delta of `like`.
+        """Return what was charged in the epoch, in the unit and at the delta of `like`.
 
         Raises
         ------
         LedgerCorrupt
             When the ledger holds charges of another unit: the two do not compose.
         """
-        with self._readable():
-            rows = self._db.execute("SELECT unit, sigma, rate, steps FROM charges ORDER BY number").fetchall()
-        total = PrivacySpend(like.unit, like.delta)
-        for unit, sigma, rate, steps in rows:
+        with readable(self.path):
+            rows = self._db.execute(
+                "SELECT unit, epoch, sigma, rate, SUM(steps), COUNT(*) FROM charges GROUP BY unit, epoch, sigma, rate"
+            ).fetchall()
+        total, entries = PrivacySpend(like.unit, like.delta), 0
+        for unit, epoch, sigma, rate, steps, count in rows:
             if unit != like.unit:
                 raise LedgerCorrupt(
                     f"ledger {self.path} holds charges of unit {unit!r}",
@@ -116,11 +157,21 @@ class Ledger:
                     consequence="nothing is trained, since guarantees of two units do not compose",
                     mend=f"use --privacy {unit}, or a new store",
                 )
-            total += PrivacySpend(like.unit, like.delta, ((sigma, rate, steps),))
-        return LedgerState(total, len(rows))
+            if epoch == self.epoch:
+                total += PrivacySpend(like.unit, like.delta, ((sigma, rate, steps),))
+                entries += count
+        return LedgerState(total, entries)
 
-    def charge(self, release: str, spend: PrivacySpend, budget: float, accountant: Accountant) -> LedgerState:
-        """Put a charge on disk, unless it would exceed the budget, and return the new state.
+    def charge(
+        self,
+        release: str,
+        spend: PrivacySpend,
+        budget: float,
+        accountant: Accountant,
+        *,
+        purpose: Purpose | None = None,
+    ) -> LedgerState:
+        """Put a charge on disk, unless it would exceed the budget, and return the epoch's new state.
 
         Parameters
         ----------
@@ -132,6 +183,8 @@ class Ledger:
             Epsilon that may not be exceeded.
         accountant
             Computes epsilon of a composed spend.
+        purpose
+            Run, round and strategy, for readers; taken from the release's name when left out.
 
         Raises
         ------
@@ -142,33 +195,45 @@ class Ledger:
             raise PrivacyError(
                 f"a release of {len(spend.steps)} kinds of step", expected="one", consequence="nothing is trained"
             )
-        with self._transaction():
+        # nobody else may charge between the check and the charge
+        with readable(self.path), transaction(self._db):
             before = self.state(spend)
-            if self._db.execute("SELECT 1 FROM charges WHERE release = ?", (release,)).fetchone():
+            if self._charged_before(release):
                 return before
             _refuse_excess(before.spend, spend, budget, accountant)
-            ((sigma, rate, steps),) = spend.steps
-            self._db.execute(
-                "INSERT INTO charges (release, unit, delta, sigma, rate, steps) VALUES (?, ?, ?, ?, ?, ?)",
-                (release, spend.unit, spend.delta, sigma, rate, steps),
-            )
+            why = purpose or Purpose.of_release(release)
+            append(self._db, Entry(release, self.epoch, why, self._clock(), spend, budget))
         return LedgerState(before.spend + spend, before.entries + 1)
 
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        """Keep others from charging between the check and the charge."""
-        with self._readable():
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                yield
-                self._db.execute("COMMIT")
-            finally:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
+    def _charged_before(self, release: str) -> bool:
+        row = self._db.execute("SELECT epoch FROM charges WHERE release = ?", (release,)).fetchone()
+        if row is not None and row[0] != self.epoch:
+            raise PrivacyError(
+                f"release {release[:60]!r} was charged in data epoch {row[0]!r}",
+                expected=f"data epoch {row[0]!r} for the same data",
+                consequence="nothing is trained",
+            )
+        return row is not None
 
     def close(self) -> None:
         """Close the file."""
         self._db.close()
+
+
+def read_ledger(path: Path) -> LedgerContents:
+    """Read an existing ledger of any client, checking every seal.
+
+    Raises
+    ------
+    LedgerCorrupt
+        When it is missing, no ledger, of another format, or was tampered with.
+    """
+    db = open_file(path, None)
+    try:
+        with readable(path), transaction(db):
+            return LedgerContents(about(db, "client") or "", read_entries(db, path))
+    finally:
+        db.close()
 
 
 def _refuse_excess(before: PrivacySpend, spend: PrivacySpend, budget: float, accountant: Accountant) -> None:

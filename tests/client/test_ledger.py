@@ -129,9 +129,9 @@ def test_another_delta_restates_the_same_steps(path: Path) -> None:
 def test_another_format_is_refused(path: Path) -> None:
     Ledger(path, "me").close()
     with sqlite3.connect(path) as db:
-        db.execute("UPDATE about SET value = '2' WHERE name = 'format'")
+        db.execute("UPDATE about SET value = '3' WHERE name = 'format'")
     db.close()
-    with pytest.raises(LedgerCorrupt, match="has format '2'; expected '1'"):
+    with pytest.raises(LedgerCorrupt, match="has format '3'; expected '2'"):
         Ledger(path, "me")
 
 
