@@ -4,12 +4,13 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from flwr.app import Context, RecordDict
 
+from anabranch.accounting import LentAccountant
 from anabranch.version import PROGRAM
 from common.clock import Clock, wall_clock
 from common.datasets.base import Dataset
@@ -24,7 +25,7 @@ from common.ids import stable_hash
 from common.instructions import Objective, PrivacyTerms
 from common.items import Catalogue
 from common.manifests import Manifest
-from common.privacy import PrivacyUnit
+from common.privacy import Noise, PrivacyUnit
 from common.progress import Progress, silent
 from server.aggregate import STRATEGIES, strategy_named
 from server.aggregate.base import RowAdam
@@ -32,12 +33,16 @@ from server.app import make_app
 from server.evaluate import TestEvents, build_test, control_rows
 from server.fleet.base import Fleet
 from server.fleet.inprocess import InProcessGrid
+from server.intake import RoundRecord
+from server.plan import RunPlan, least_threshold
+from server.pool import ServerNoise
 from server.registry import CATALOGUE_NAME, CURRENT, Registry, StoreInfo
 from server.release import Publisher
-from server.rounds import RoundLoop, RoundRecord, RoundStore, RunPlan, RunState
+from server.rounds import RoundLoop, RoundStore, RunState
 
 ENGINES = ("inprocess",)
-UNITS: tuple[PrivacyUnit, ...] = ("user", "example", "off")
+UNITS: tuple[PrivacyUnit, ...] = ("user", "example", "client", "off")
+NOISES: tuple[Noise, ...] = ("local", "server", "shared")
 TRAIN_SHARE = 0.8
 MIN_CLICKS = 2
 """A user needs this many training clicks to take part."""
@@ -54,7 +59,8 @@ class SimulationSettings:
     strategy
         "fedsvd" or "fedit".
     privacy, objective
-        Handed to the nodes.
+        Handed to the nodes. With unit "client" and a trusted server that adds the noise, each node is asked by a chance
+        of its own, ``cohort / clients``, and the guarantee counts on it.
     server_learning_rate
         Of the server's optimiser.
     engine
@@ -71,6 +77,10 @@ class SimulationSettings:
         Rounds between published versions; 0 publishes only the last.
     resume
         Go on from the last whole round of the store.
+    secure_aggregation, colluders
+        The server learns only the sum of a cohort's updates; so many of its nodes may tell the server all they know.
+    min_replies
+        A round with fewer usable updates fails; 0: one, or two thirds of the cohort under secure aggregation.
     """
 
     clients: int = 10
@@ -87,6 +97,9 @@ class SimulationSettings:
     workers: int = 0
     evaluate_every: int = 0
     resume: bool = False
+    secure_aggregation: bool = False
+    colluders: int = 0
+    min_replies: int = 0
 
     def __post_init__(self) -> None:
         if self.engine not in ENGINES:
@@ -99,18 +112,19 @@ class SimulationSettings:
             )
 
 
-def privacy_terms(unit: str, *, epsilon: float, delta: float, sample_rate: float) -> PrivacyTerms:
-    """Return the terms for a unit given by name.
+def privacy_terms(unit: str, *, epsilon: float, delta: float, sample_rate: float, noise: str = "local") -> PrivacyTerms:
+    """Return the terms for a unit and a place of the noise, given by name.
 
     Raises
     ------
     UnknownName
-        Another unit than `UNITS`.
+        Another unit than `UNITS`, another place than `NOISES`.
     """
-    for known in UNITS:
-        if unit == known:
-            return PrivacyTerms(known, epsilon, delta, sample_rate)
-    raise UnknownName("privacy unit", unit, list(UNITS))
+    if unit not in UNITS:
+        raise UnknownName("privacy unit", unit, list(UNITS))
+    if noise not in NOISES:
+        raise UnknownName("place of the noise", noise, list(NOISES))
+    return PrivacyTerms(unit, epsilon, delta, sample_rate, noise)
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,8 +261,24 @@ class Simulation:
             server_learning_rate=settings.server_learning_rate,
             encoder_sha256=encoder_sha256,
             objective=settings.objective,
-            privacy=settings.privacy,
+            privacy=self._terms(),
+            min_replies=self._min_replies(),
+            secure_aggregation=settings.secure_aggregation,
+            colluders=settings.colluders,
         )
+
+    def _terms(self) -> PrivacyTerms:
+        """Return the terms with the cohort rate that the rounds will really use."""
+        settings, terms = self._settings, self._settings.privacy
+        if (terms.unit, terms.noise) == ("client", "server") and not settings.secure_aggregation:
+            return replace(terms, cohort_rate=settings.cohort / settings.clients)
+        return terms
+
+    def _min_replies(self) -> int:
+        settings = self._settings
+        if settings.secure_aggregation:
+            return settings.min_replies or least_threshold(settings.cohort, settings.colluders)
+        return settings.min_replies or 1
 
     def _open_registry(self, spec: EncoderSpec, encoder_sha256: str) -> Registry:
         info = StoreInfo(
@@ -281,8 +311,17 @@ class Simulation:
                 expected="at least one",
                 mend="use more data",
             )
+        self._refuse_large_delta(len(usable))
         dealt = partition_users(usable, self._settings.clients, self._settings.seed)
         return [{user: usable[user] for user in dealt[node]} for node in sorted(dealt)]
+
+    def _refuse_large_delta(self, users: int) -> None:
+        """Refuse a delta that is no guarantee over all users, where one noise covers them all."""
+        terms = self._settings.privacy
+        if terms.undivided and terms.unit != "off" and terms.delta * users >= 1:
+            raise InvalidSetting(
+                f"delta {terms.delta} over {users} users", expected=f"delta below 1/{users}", mend="lower --delta"
+            )
 
     def _first_state(self, encoder: TextEncoder) -> RunState:
         shapes = {name: array.shape for name, array in encoder.adapter().items()}
@@ -329,6 +368,7 @@ class Simulation:
                 device=_aggregation_device(settings.device),
                 clock=self._clock,
                 progress=self._progress,
+                noise=ServerNoise(LentAccountant(), stable_hash("server secret", settings.seed)),
             )
             outcome[0] = loop.run(outcome[0], after_round)
 

@@ -132,6 +132,19 @@ class PrivateStep:
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
 
+    def noised_sum(self) -> list[torch.Tensor]:
+        """Return, a parameter each, what was accumulated with noise added once, and move nothing.
+
+        With `expected_records` 1 it is the clipped sum itself, for a step that is one over all nodes.
+        """
+        for parameter in self._optimizer.params:
+            parameter.grad_sample = torch.zeros((0, *parameter.shape), device=parameter.device)
+        self._optimizer.signal_skip_step(do_skip=False)
+        self._optimizer.pre_step()
+        sums = [parameter.grad.detach().clone() for parameter in self._optimizer.params]
+        self._optimizer.zero_grad(set_to_none=True)
+        return sums
+
     def _drop_non_finite(self) -> None:
         """Zero the records whose gradient is not finite: a record may say nothing, but never everything."""
         samples = [parameter.grad_sample for parameter in self._optimizer.params]

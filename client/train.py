@@ -43,6 +43,8 @@ class TrainPlan:
         Of the local gradient steps.
     seed
         Seed of windows, negatives, sampling and noise, already specific to node and round.
+    undivided
+        Answer with the sum over the records of the one step, not with the mean: it is then one step over all nodes.
     """
 
     trained: tuple[str, ...]
@@ -56,11 +58,15 @@ class TrainPlan:
     temperature: float
     learning_rate: float
     seed: int
+    undivided: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """What came out: the change of each trained tensor, the mean loss seen, and the expected records a step."""
+    """What came out: the change of each trained tensor, the mean loss seen, and the expected records a step.
+
+    An undivided change is as many times larger as there are expected records.
+    """
 
     arrays: Mapping[str, np.ndarray]
     loss: float
@@ -97,23 +103,32 @@ def train(
             learning_rate=plan.learning_rate,
             noise_multiplier=plan.noise_multiplier,
             clip=plan.clip,
-            expected_records=expected,
+            expected_records=1.0 if plan.undivided else expected,
             generator=torch.Generator(device=encoder.device).manual_seed(stable_hash("noise", plan.seed) % 2**63),
         )
         rng = rng_for("records", plan.seed)
         losses: list[float] = []
+        sums: list[torch.Tensor] = []
         for _ in range(plan.local_steps):
             records = population.draw(plan.sample_rate, plan.negatives, rng)
             for start in range(0, len(records), RECORDS_A_PASS):
                 losses += _backward(records[start : start + RECORDS_A_PASS], plan, encoder, cache, hooks)
                 step.accumulate()
-            step.finish()
+            if plan.undivided:
+                sums = step.noised_sum()
+            else:
+                step.finish()
     finally:
         hooks.remove_hooks()
-    arrays = {
-        name: parameter.detach().cpu().numpy().astype(np.float32) - base[name] for name, parameter in parameters.items()
-    }
+    if plan.undivided:
+        arrays = {name: _array(-plan.learning_rate * total) for name, total in zip(parameters, sums, strict=True)}
+    else:
+        arrays = {name: _array(parameter) - base[name] for name, parameter in parameters.items()}
     return Trained(arrays, float(np.mean(losses)) if losses else 0.0, expected)
+
+
+def _array(tensor: torch.Tensor) -> np.ndarray:
+    return tensor.detach().cpu().numpy().astype(np.float32)
 
 
 def _backward(

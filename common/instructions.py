@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 import msgspec
 
 from common.errors import InvalidSetting
-from common.privacy import PrivacyUnit
+from common.privacy import Noise, PrivacyUnit
 
 Scalar = str | int | float | bool | list[str]
 
@@ -29,7 +29,8 @@ class Objective:
     learning_rate
         Of the local steps.
     clip
-        C, the bound on a record's gradient norm; applied without DP too.
+        C, the bound on a record's gradient norm; applied without DP too. Under unit "client" it also bounds the norm of
+        a node's whole update.
     """
 
     window: int = 12
@@ -61,23 +62,104 @@ class PrivacyTerms:
     delta
         Of the guarantee.
     sample_rate
-        q of the Poisson sampling.
+        q of the Poisson sampling of records at a node.
+    noise
+        Who adds the noise.
+    cohort_rate
+        Chance of each node, on its own, to be asked in a round. 1: no amplification by sampling nodes is claimed.
     """
 
     unit: PrivacyUnit = "user"
     epsilon: float = 8.0
     delta: float = 1e-4
     sample_rate: float = 0.2
+    noise: Noise = "local"
+    cohort_rate: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.sample_rate <= 1:
-            raise InvalidSetting(f"sample rate {self.sample_rate}", expected="0 < rate <= 1")
+        for name, rate in (("sample rate", self.sample_rate), ("cohort rate", self.cohort_rate)):
+            if not 0 < rate <= 1:
+                raise InvalidSetting(f"{name} {rate}", expected="0 < rate <= 1")
+        if self.cohort_rate < 1 and (self.unit, self.noise) != ("client", "server"):
+            raise InvalidSetting(
+                f"cohort rate {self.cohort_rate} with unit {self.unit!r} and noise {self.noise!r}",
+                expected="unit 'client' and noise 'server': elsewhere it is seen who takes part, so nothing is gained",
+            )
         if self.unit != "off" and not self.epsilon > 0:
             raise InvalidSetting(
                 f"epsilon {self.epsilon}", expected="epsilon > 0", mend="use --privacy off for no guarantee"
             )
         if not 0 < self.delta < 1:
             raise InvalidSetting(f"delta {self.delta}", expected="0 < delta < 1")
+
+    @property
+    def rate(self) -> float:
+        """Return the sampling rate of what is protected: of nodes under unit "client", else of records."""
+        return self.cohort_rate if self.unit == "client" else self.sample_rate
+
+    @property
+    def undivided(self) -> bool:
+        """Tell whether a node answers with a sum over its records, not divided by how many it expects."""
+        return self.noise != "local" and self.unit != "client"
+
+
+@dataclass(frozen=True, slots=True)
+class SecureTerms:
+    """What the nodes of a cohort must agree on before they hide their updates in a sum.
+
+    Parameters
+    ----------
+    cohort
+        Nodes asked.
+    threshold
+        The least number of nodes whose updates may be released as a sum, and of those who must help to unmask it.
+    colluders
+        Nodes that may tell the server all they know.
+
+    Raises
+    ------
+    InvalidSetting
+        For a threshold at which a server could learn more than one sum: one that tells some nodes that a node dropped
+        out and others that it survived needs `threshold` answers of each kind, and colluders give both. With
+        2 t > n + c there are not enough (Bonawitz et al., 2017, "Practical secure aggregation").
+    """
+
+    cohort: int
+    threshold: int
+    colluders: int = 0
+
+    def __post_init__(self) -> None:
+        enough = 2 * self.threshold > self.cohort + self.colluders and self.noisers >= 2
+        if self.colluders < 0 or self.threshold > self.cohort or not enough:
+            raise InvalidSetting(
+                f"secure aggregation over {self.cohort} nodes with a threshold of {self.threshold} and "
+                f"{self.colluders} colluders",
+                expected="(cohort + colluders) / 2 < threshold <= cohort, with two honest nodes below it",
+                consequence="a lying server could unmask a single node",
+                mend="raise --min-replies or --cohort",
+            )
+
+    @property
+    def noisers(self) -> int:
+        """The least number of nodes in a sum whose noise the server does not learn."""
+        return self.threshold - self.colluders
+
+
+def refuse_unkept(objective: Objective, privacy: PrivacyTerms) -> None:
+    """Refuse what no guarantee can be computed for.
+
+    Raises
+    ------
+    InvalidSetting
+        For several local steps under one noise for all nodes: the second step depends on all records of the first,
+        which nothing has noised, so clipping no longer bounds what one record does to the sum.
+    """
+    if privacy.undivided and objective.local_steps > 1:
+        raise InvalidSetting(
+            f"noise {privacy.noise!r} over {objective.local_steps} local steps with unit {privacy.unit!r}",
+            expected="one local step: a second would depend on records of the first that no noise hides yet",
+            mend="use --local-steps 1, --noise local, or --privacy client",
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,9 +181,12 @@ class TrainRequest:
     encoder_sha256
         The base weights that the adapter belongs to.
     planned_steps
-        Steps that this node will take over all rounds of the run, so the noise spends the budget and no more.
+        Steps that this node will take over all rounds of the run, so the noise spends the budget and no more. With one
+        noise for all nodes: the most that any node will take.
     objective, privacy
         How to train, and under which guarantee.
+    noise_multiplier
+        Sigma of the one noise for all nodes; 0 with noise "local", where each node calibrates its own.
     """
 
     run: str
@@ -113,6 +198,16 @@ class TrainRequest:
     planned_steps: int
     objective: Objective
     privacy: PrivacyTerms
+    noise_multiplier: float = 0.0
+
+    def __post_init__(self) -> None:
+        refuse_unkept(self.objective, self.privacy)
+        one_for_all = self.privacy.noise != "local" and self.privacy.unit != "off"
+        if not (0 < self.noise_multiplier < math.inf if one_for_all else self.noise_multiplier == 0):
+            raise InvalidSetting(
+                f"noise multiplier {self.noise_multiplier} with noise {self.privacy.noise!r}",
+                expected="a finite one above 0" if one_for_all else "0",
+            )
 
     def flat(self) -> dict[str, Scalar]:
         """Return one flat mapping of scalars and lists, as Flower's ConfigRecord takes it."""

@@ -2,11 +2,13 @@
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 from common.errors import PrivacyError
 
 PrivacyUnit = Literal["user", "example", "client", "off"]
+Noise = Literal["local", "server", "shared"]
+"""Who adds the noise: every node a whole one, a trusted server one for all, or every node a share of one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,3 +68,13 @@ class PrivacyClaim:
     delta: float | None
     budget: float | None
     accountant: str
+
+
+class Accountant(Protocol):
+    """What a server that adds noise itself must be lent: the accounting is the nodes' (`client.dp`)."""
+
+    def sigma(self, epsilon: float, delta: float, sample_rate: float, steps: int) -> float:
+        """Return the noise multiplier that spends `epsilon` over all `steps`."""
+
+    def epsilon(self, spend: PrivacySpend) -> float:
+        """Return the epsilon of everything in the spend, composed."""

@@ -7,8 +7,7 @@ killed goes on from the last whole round to the same adapter. Flower's own ``Str
 
 import shutil
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,121 +16,24 @@ import numpy as np
 import torch
 
 from common.clock import Clock
-from common.errors import ArtifactCorrupt, InvalidSetting, RoundError, StoreMismatch, UpdateRejected
-from common.ids import arrays_sha256, rng_for
-from common.instructions import Objective, PrivacyTerms, TrainRequest
+from common.errors import ArtifactCorrupt, BudgetExceeded, InvalidSetting, RoundError, StoreMismatch
+from common.ids import arrays_sha256
+from common.instructions import PrivacyTerms, TrainRequest
 from common.manifests import Manifest
-from common.privacy import PrivacyClaim
+from common.privacy import PrivacyClaim, PrivacySpend
 from common.progress import Progress
 from common.store import pack_arrays, publish_folder, unpack_arrays, verify_folder, write_atomic
-from common.updates import AdapterUpdate
+from common.updates import AdapterUpdate, UpdateMeta
 from server.aggregate.base import Strategy
-from server.fleet.base import Failure, Fleet
-from server.validate import validate
+from server.fleet.base import Fleet
+from server.intake import Intake, RoundRecord
+from server.plan import RunPlan
+from server.pool import Pool, ServerNoise, mean_of, pool_updates
+
+__all__ = ["RoundLoop", "RoundRecord", "RoundStore", "RunPlan", "RunState"]
 
 KEEP_ROUNDS = 2
 RUN_NAME = "run.json"
-
-
-@dataclass(frozen=True, slots=True)
-class RunPlan:
-    """A whole federated run; the same plan on the same data gives the same adapter.
-
-    Parameters
-    ----------
-    run
-        Its name, part of every ledger entry.
-    seed
-        Of everything.
-    rounds
-        How many.
-    cohort
-        Nodes asked a round.
-    strategy
-        Name of the aggregation strategy.
-    server_learning_rate
-        Of the server's optimiser.
-    encoder_sha256
-        The base weights.
-    objective, privacy
-        What nodes do, and under which guarantee.
-    min_replies
-        A round with fewer usable updates fails.
-    timeout_s
-        Patience with the slowest node of a round.
-    """
-
-    run: str
-    seed: int
-    rounds: int
-    cohort: int
-    strategy: str
-    server_learning_rate: float
-    encoder_sha256: str
-    objective: Objective
-    privacy: PrivacyTerms
-    min_replies: int = 1
-    timeout_s: float = 600.0
-
-    def __post_init__(self) -> None:
-        for name in ("rounds", "cohort", "min_replies"):
-            if getattr(self, name) < 1:
-                raise InvalidSetting(f"{name}={getattr(self, name)}", expected=f"{name} >= 1")
-
-    def cohort_of(self, number: int, nodes: tuple[int, ...]) -> tuple[int, ...]:
-        """Return the nodes of a round, a fixed-size sample without replacement, sorted."""
-        if self.cohort > len(nodes):
-            raise InvalidSetting(f"a cohort of {self.cohort}", expected=f"at most the {len(nodes)} nodes there are")
-        chosen = rng_for("cohort", self.seed, number).choice(len(nodes), size=self.cohort, replace=False)
-        return tuple(sorted(nodes[int(index)] for index in chosen))
-
-    def participations(self, nodes: tuple[int, ...]) -> Mapping[int, int]:
-        """Return how many rounds each node takes part in; it depends on no data, so nodes may calibrate by it."""
-        return Counter(node for number in range(1, self.rounds + 1) for node in self.cohort_of(number, nodes))
-
-
-@dataclass(frozen=True, slots=True)
-class Quarantined:
-    """A reply that was refused, and why."""
-
-    client: str
-    round: int
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class RoundRecord:
-    """What happened in one round.
-
-    Parameters
-    ----------
-    round
-        From 1.
-    planned, replied
-        Nodes asked, and usable updates.
-    failed
-        Node id (as text) to reason.
-    quarantined
-        Refused replies.
-    epsilon
-        The largest that a client reported after this round, composed over its ledger; None without DP.
-    reply_bytes
-        Of all updates together.
-    seconds
-        ``train`` (waiting for nodes, with summing) and ``aggregate``.
-    loss
-        Mean training loss; None under DP, where nodes do not tell it.
-    """
-
-    round: int
-    planned: int
-    replied: int
-    failed: Mapping[str, str]
-    quarantined: tuple[Quarantined, ...]
-    epsilon: float | None
-    reply_bytes: int
-    seconds: Mapping[str, float]
-    loss: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,6 +180,8 @@ class RoundLoop:
         Wall clock of the manifests.
     progress
         Told of every reply.
+    noise
+        To size, add and account for one noise over all nodes; needed unless each node adds its own.
     """
 
     def __init__(
@@ -290,139 +194,159 @@ class RoundLoop:
         device: torch.device,
         clock: Clock,
         progress: Progress,
+        noise: ServerNoise | None = None,
     ) -> None:
         self._plan, self._strategy, self._fleet, self._store = plan, strategy, fleet, store
-        self._device, self._clock, self._progress = device, clock, progress
+        self._device, self._clock, self._progress, self._noise = device, clock, progress, noise
 
-    def run(self, state: RunState, after_round: Callable[[RunState], None]) -> RunState:
-        """Run the rounds that are left, calling `after_round` when each is on disk.
+    def run(self, state: RunState, after_round: Callable[[RunState], bool | None]) -> RunState:
+        """Run the rounds that are left, calling `after_round` when each is on disk; True from it ends the run.
 
         Raises
         ------
         RoundError
             When a round has too few usable updates; the last whole round stays.
+        BudgetExceeded
+            When a round does not fit the budget: of one noise over all nodes, and then nobody is asked; or of so many
+            nodes that the round cannot come about whatever the others answer. The last whole round stays.
+        InvalidSetting
+            When the guarantee cannot be kept over this fleet.
         """
+        if self._plan.secure_aggregation:
+            raise InvalidSetting("secure aggregation over this fleet", expected="a fleet that carries its stages")
         nodes = self._fleet.nodes()
-        participations = self._plan.participations(nodes)
+        planned = self._plan.planned_steps(nodes)
+        sigma = self._sigma(nodes, max(planned.values(), default=1))
         while state.round < self._plan.rounds:
-            state = self._one_round(state, nodes, participations)
+            state = self._one_round(state, nodes, planned, sigma)
             self._store.save(state, self._clock())
-            after_round(state)
+            if after_round(state):
+                break
         return state
 
-    def _one_round(self, state: RunState, nodes: tuple[int, ...], participations: Mapping[int, int]) -> RunState:
+    def _sigma(self, nodes: tuple[int, ...], steps: int) -> float:
+        """Return the multiplier of the one noise over all nodes; 0 where each node sizes its own, or there is none."""
+        terms = self._plan.privacy
+        if terms.unit == "client" and terms.delta * len(nodes) >= 1:
+            raise InvalidSetting(
+                f"delta {terms.delta} over {len(nodes)} nodes",
+                expected=f"delta below 1/{len(nodes)}",
+                mend="lower --delta",
+            )
+        if terms.noise == "local" or terms.unit == "off":
+            return 0.0
+        if self._noise is None:
+            raise InvalidSetting(f"noise {terms.noise!r} in a round loop without an accountant", expected="ServerNoise")
+        return self._noise.accountant.sigma(terms.epsilon, terms.delta, terms.rate, steps)
+
+    def _one_round(self, state: RunState, nodes: tuple[int, ...], planned: Mapping[int, int], sigma: float) -> RunState:
         number = state.round + 1
-        version = state.adapter_sha256
-        requests = {
-            node: self._request(number, version, state, participations[node])
-            for node in self._plan.cohort_of(number, nodes)
-        }
+        spend, epsilon = self._charge(state, sigma)
+        requests = {node: self._request(state, planned[node], sigma) for node in self._plan.cohort_of(number, nodes)}
         stage = f"round {number}/{self._plan.rounds}"
         self._progress(stage, 0, len(requests))
-        intake = _Intake(number, requests, state.adapter, self._fleet, self._plan.timeout_s)
+        intake = Intake(number, requests, state.adapter, self._fleet, self._plan.timeout_s)
         started = time.monotonic()
-        updates = intake.updates(lambda count: self._progress(stage, count, len(requests)))
+        updates: Iterable[AdapterUpdate] = intake.updates(lambda count: self._progress(stage, count, len(requests)))
+        if self._plan.only_sum:
+            pool = pool_updates(updates, state.adapter, self._trained(state), self._bound())
+            self._refuse_few(intake, len(requests))
+            updates = [self._mean(self._noised(pool, state, sigma), state, nodes)]
         result = self._strategy.aggregate(self._tensors(state.adapter), self._tensors(state.strategy_state), updates)
-        if result.clients < self._plan.min_replies:
-            raise RoundError(
-                f"round {number} has {result.clients} usable updates of {len(requests)}{intake.first_reason()}",
-                expected=f"at least {self._plan.min_replies}",
-                consequence=f"the model of round {state.round} stays",
-                mend="mend the nodes and run the same command with --resume",
-            )
+        self._refuse_few(intake, len(requests))
         return RunState(
             number,
             {name: tensor.cpu().numpy() for name, tensor in result.adapter.items()},
             {name: tensor.cpu().numpy() for name, tensor in result.state.items()},
-            (*state.history, intake.record(time.monotonic() - started)),
+            (*state.history, intake.record(time.monotonic() - started, spend, epsilon)),
         )
 
-    def _request(self, number: int, version: str, state: RunState, participations: int) -> TrainRequest:
+    def _refuse_few(self, intake: Intake, asked: int) -> None:
+        """Refuse a round without enough usable updates; asking nobody, by chance, is enough of none."""
+        if intake.usable >= min(self._plan.min_replies, asked):
+            return
+        refusals = intake.over_budget()
+        if refusals and asked - len(refusals) < self._plan.min_replies:
+            raise BudgetExceeded(
+                f"round {intake.number} was refused by {len(refusals)} of {asked} nodes for their privacy budget"
+                f"{intake.first_reason()}",
+                expected=f"at least {self._plan.min_replies} with budget left",
+                consequence=f"the model of round {intake.number - 1} stays",
+                mend="ask for no more rounds than planned, or raise --epsilon in a new store, knowingly",
+            )
+        raise RoundError(
+            f"round {intake.number} has {intake.usable} usable updates of {asked}{intake.first_reason()}",
+            expected=f"at least {self._plan.min_replies}",
+            consequence=f"the model of round {intake.number - 1} stays",
+            mend="mend the nodes and run the same command with --resume",
+        )
+
+    # -- one noise for all -----------------------------------------------------------------------------------------
+
+    def _charge(self, state: RunState, sigma: float) -> tuple[PrivacySpend | None, float | None]:
+        """Return what the coming round costs nodes that are not asked either, and epsilon with it.
+
+        It is saved with the round's adapter in one write, and nothing leaves before that.
+        """
+        terms = self._plan.privacy
+        if not self._plan.drawn_by_chance or self._noise is None:
+            return None, None
+        spend = PrivacySpend(terms.unit, terms.delta, ((sigma, terms.rate, 1),))
+        total = spend
+        for record in state.history:
+            total = total + record.spend if record.spend is not None else total
+        epsilon = self._noise.accountant.epsilon(total)
+        if not epsilon <= terms.epsilon:
+            raise BudgetExceeded(
+                f"round {state.round + 1} would bring epsilon to {epsilon:.3f}",
+                expected=f"at most {terms.epsilon:.3f}",
+                consequence="nobody is asked",
+                mend="raise the budget knowingly, or start with new data",
+            )
+        return spend, epsilon
+
+    def _bound(self) -> float | None:
+        """Return the bound of a node's whole update, where the noise is sized for it."""
+        return self._plan.objective.clip if self._plan.privacy.unit == "client" else None
+
+    def _noised(self, pool: Pool, state: RunState, sigma: float) -> Pool:
+        terms, goal = self._plan.privacy, self._plan.objective
+        if terms.noise != "server" or terms.unit == "off" or self._noise is None:
+            return pool
+        # a sum over records comes multiplied by the nodes' learning rate, and so does its bound
+        scale = goal.learning_rate if terms.undivided else 1.0
+        return self._noise.add(pool, sigma * goal.clip * scale, self._plan.run, state.round + 1, state.adapter_sha256)
+
+    def _mean(self, pool: Pool, state: RunState, nodes: tuple[int, ...]) -> AdapterUpdate:
+        """Return the mean over all, by a denominator that depends on no data."""
+        terms = self._plan.privacy
+        if terms.undivided:
+            denominator = pool.examples
+        elif terms.unit == "client" and terms.noise != "local":
+            denominator = terms.cohort_rate * len(nodes) if self._plan.drawn_by_chance else self._plan.cohort
+        else:
+            denominator = pool.clients
+        meta = UpdateMeta("sum", state.adapter_sha256, self._strategy.name, state.round + 1, pool.examples)
+        return mean_of(pool, denominator, meta)
+
+    # -- asking ------------------------------------------------------------------------------------------------------
+
+    def _request(self, state: RunState, planned_steps: int, sigma: float) -> TrainRequest:
         return TrainRequest(
             run=self._plan.run,
-            round=number,
-            base_version=version,
+            round=state.round + 1,
+            base_version=state.adapter_sha256,
             strategy=self._strategy.name,
-            trained=self._strategy.trained(state.adapter),
+            trained=self._trained(state),
             encoder_sha256=self._plan.encoder_sha256,
-            planned_steps=participations * self._plan.objective.local_steps,
+            planned_steps=planned_steps,
             objective=self._plan.objective,
             privacy=self._plan.privacy,
+            noise_multiplier=sigma,
         )
+
+    def _trained(self, state: RunState) -> tuple[str, ...]:
+        return self._strategy.trained(state.adapter, state.strategy_state)
 
     def _tensors(self, arrays: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
         return {name: torch.from_numpy(np.array(array)).to(self._device) for name, array in arrays.items()}
-
-
-class _Intake:
-    """Replies of one round, sorted into usable updates, failures and quarantine."""
-
-    def __init__(
-        self,
-        number: int,
-        requests: Mapping[int, TrainRequest],
-        adapter: Mapping[str, np.ndarray],
-        fleet: Fleet,
-        timeout_s: float,
-    ) -> None:
-        self._number, self._requests, self._adapter = number, requests, adapter
-        self._fleet, self._timeout_s = fleet, timeout_s
-        self.failed: dict[str, str] = {}
-        self.quarantined: list[Quarantined] = []
-        self._heard: set[int] = set()
-        self._epsilons: list[float] = []
-        self._losses: list[float] = []
-        self._bytes = 0
-        self._waiting = 0.0
-
-    def updates(self, answered: Callable[[int], None]) -> Iterator[AdapterUpdate]:
-        """Yield the usable updates in the order of the node ids."""
-        replies = self._fleet.train(self._requests, self._adapter, timeout_s=self._timeout_s, answered=answered)
-        while True:
-            asked = time.monotonic()
-            reply = next(replies, None)
-            self._waiting += time.monotonic() - asked
-            if reply is None:
-                return
-            if isinstance(reply.outcome, Failure):
-                self.failed[str(reply.node)] = reply.outcome.reason
-            elif self._accept(reply.node, reply.outcome):
-                self._bytes += reply.received_bytes
-                yield reply.outcome
-
-    def _accept(self, node: int, update: AdapterUpdate) -> bool:
-        """Tell whether an update is usable, and keep its public side; one that is not goes to quarantine."""
-        meta = update.meta
-        try:
-            validate(update, self._requests[node], self._adapter)
-            # by node, which the transport vouches for; the client's name is its own word and could be another's
-            if node in self._heard:
-                raise UpdateRejected(f"a second update of node {node}", expected="one a round")
-        except UpdateRejected as error:
-            self.quarantined.append(Quarantined(meta.client, self._number, str(error)))
-            return False
-        self._heard.add(node)
-        if meta.epsilon is not None:
-            self._epsilons.append(meta.epsilon)
-        if "loss" in meta.metrics:
-            self._losses.append(meta.metrics["loss"])
-        return True
-
-    def first_reason(self) -> str:
-        """Return why the first reply was no use, as the end of a sentence; empty when all were."""
-        reasons = [*self.failed.values(), *(each.reason for each in self.quarantined)]
-        return f"; the first reason: {reasons[0]}" if reasons else ""
-
-    def record(self, seconds: float) -> RoundRecord:
-        """Return what happened in the `seconds` that the round took."""
-        return RoundRecord(
-            round=self._number,
-            planned=len(self._requests),
-            replied=len(self._heard),
-            failed=self.failed,
-            quarantined=tuple(self.quarantined),
-            epsilon=max(self._epsilons, default=None),
-            reply_bytes=self._bytes,
-            seconds={"train": self._waiting, "aggregate": seconds - self._waiting},
-            loss=float(np.mean(self._losses)) if self._losses else None,
-        )

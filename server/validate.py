@@ -1,15 +1,17 @@
 """Replies are checked before any arithmetic; a bad one is quarantined with its reason and costs only itself."""
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
 
 from common.errors import UpdateRejected
 from common.instructions import TrainRequest
-from common.updates import AdapterUpdate
+from common.updates import AdapterUpdate, UpdateMeta
 
 MAX_NORM = 1e3
-"""Far beyond any honest update, noise included; what exceeds it is broken or hostile."""
+"""Far beyond any honest update, noise included; what exceeds it is broken or hostile. Of a sum over records, for each
+expected record."""
 
 
 def validate(update: AdapterUpdate, request: TrainRequest, like: Mapping[str, np.ndarray]) -> None:
@@ -29,7 +31,18 @@ def validate(update: AdapterUpdate, request: TrainRequest, like: Mapping[str, np
     UpdateRejected
         Naming the first thing that is wrong.
     """
-    meta = update.meta
+    validate_meta(update.meta, request)
+    _validate_arrays(update, request, like)
+
+
+def validate_meta(meta: UpdateMeta, request: TrainRequest) -> None:
+    """Check the public side of an update; under secure aggregation there is no more to be checked.
+
+    Raises
+    ------
+    UpdateRejected
+        Naming the first thing that is wrong.
+    """
     for field, found, expected in (
         ("round", meta.round, request.round),
         ("base version", meta.base_version, request.base_version),
@@ -37,6 +50,12 @@ def validate(update: AdapterUpdate, request: TrainRequest, like: Mapping[str, np
     ):
         if found != expected:
             raise UpdateRejected(f"{field} {found!r}", expected=f"{expected!r}")
+    if not 0 < meta.examples < math.inf:
+        raise UpdateRejected(f"{meta.examples} expected records", expected="a finite number above 0")
+    _validate_privacy(meta, request)
+
+
+def _validate_arrays(update: AdapterUpdate, request: TrainRequest, like: Mapping[str, np.ndarray]) -> None:
     if set(update.arrays) != set(request.trained):
         odd = sorted(set(update.arrays) ^ set(request.trained))[0]
         raise UpdateRejected(f"tensor {odd!r} is in only one of update and request", expected="the requested tensors")
@@ -47,13 +66,13 @@ def validate(update: AdapterUpdate, request: TrainRequest, like: Mapping[str, np
             )
         if not np.isfinite(array).all():
             raise UpdateRejected(f"tensor {name!r} has NaN or infinite elements", expected="finite numbers")
-    if update.norm() > MAX_NORM:
-        raise UpdateRejected(f"update of norm {update.norm():.3g}", expected=f"at most {MAX_NORM:g}")
-    _validate_privacy(update, request)
+    most = MAX_NORM * max(1.0, update.meta.examples) if request.privacy.undivided else MAX_NORM
+    if update.norm() > most:
+        raise UpdateRejected(f"update of norm {update.norm():.3g}", expected=f"at most {most:g}")
 
 
-def _validate_privacy(update: AdapterUpdate, request: TrainRequest) -> None:
-    terms, meta = request.privacy, update.meta
+def _validate_privacy(meta: UpdateMeta, request: TrainRequest) -> None:
+    terms = request.privacy
     if terms.unit == "off":
         return
     if meta.privacy is None or meta.epsilon is None:

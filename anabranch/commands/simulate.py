@@ -23,7 +23,11 @@ def simulate(
     cohort: Annotated[int, typer.Option(help="Nodes asked a round; 0 asks all.")] = 0,
     rounds: Annotated[int, typer.Option(help="Federated rounds.")] = 12,
     strategy: Annotated[str, typer.Option(help="fedsvd or fedit.")] = "fedsvd",
-    privacy: Annotated[str, typer.Option(help="What is protected: user, example or off.")] = "user",
+    privacy: Annotated[str, typer.Option(help="What is protected: user, example, client or off.")] = "user",
+    noise: Annotated[str, typer.Option(help="Who adds noise: local (each node), server, shared (in parts).")] = "local",
+    secure_aggregation: Annotated[bool, typer.Option("--secure-aggregation", help="Server sees sums alone.")] = False,
+    colluders: Annotated[int, typer.Option(help="Nodes of a cohort that may help the server to cheat.")] = 0,
+    min_replies: Annotated[int, typer.Option(help="Fewer updates fail a round; 0: 1, or 2/3 when secure.")] = 0,
     epsilon: Annotated[float, typer.Option(help="Budget of every client over the whole run.")] = 8.0,
     delta: Annotated[float, typer.Option(help="Delta of the guarantee; below one over a node's records.")] = 1e-4,
     sample_rate: Annotated[float, typer.Option(help="Chance of each record to take part in a step.")] = 0.2,
@@ -58,7 +62,7 @@ def simulate(
         cohort=cohort or clients,
         rounds=rounds,
         strategy=strategy,
-        privacy=privacy_terms(privacy, epsilon=epsilon, delta=delta, sample_rate=sample_rate),
+        privacy=privacy_terms(privacy, epsilon=epsilon, delta=delta, sample_rate=sample_rate, noise=noise),
         objective=Objective(window=window, negatives=negatives, clip=clip, local_steps=local_steps),
         engine=engine,
         encoder=encoder,
@@ -67,6 +71,9 @@ def simulate(
         workers=workers,
         evaluate_every=evaluate_every,
         resume=resume,
+        secure_aggregation=secure_aggregation,
+        colluders=colluders,
+        min_replies=min_replies,
     )
     with out.progress() as report:
         dataset = load_dataset(data, seed=seed, progress=report, notice=out.note)

@@ -13,11 +13,13 @@ from client.node import Node
 from common.errors import BudgetExceeded, EncoderError, InvalidSetting
 from common.ids import arrays_sha256
 from common.instructions import Objective, PrivacyTerms, TrainRequest
-from common.privacy import PrivacySpend
+from common.privacy import PrivacySpend, PrivacyUnit
 from common.updates import AdapterUpdate
 from tests.client.federation import Bench, make_data, make_request
 
 OFF = PrivacyTerms("off", math.inf, 1e-3, 0.5)
+SHARED = PrivacyTerms("user", 8.0, 1e-3, 0.5, "shared")
+ONE_STEP = Objective(window=4, negatives=3)
 
 
 @pytest.fixture
@@ -29,10 +31,10 @@ def answer(node: Node, bench: Bench, request: TrainRequest, base: dict[str, np.n
     return node.answer(request, base or bench.base, bench.encoder, bench.cache)
 
 
-def entries(node: Node) -> int:
+def entries(node: Node, unit: PrivacyUnit = "user") -> int:
     ledger = Ledger(node.ledger_path, node.client)
     try:
-        return ledger.state(PrivacySpend("user", 1e-3)).entries
+        return ledger.state(PrivacySpend(unit, 1e-3)).entries
     finally:
         ledger.close()
 
@@ -70,7 +72,7 @@ def test_a_refused_node_does_not_train(node: Node, bench: Bench, monkeypatch: py
         (make_request(bench, planned_steps=1), BudgetExceeded),  # noise for one step, and two are asked
         (make_request(bench, encoder_sha256="0" * 64), EncoderError),
         (make_request(bench, privacy=PrivacyTerms("user", 8.0, 0.5, 0.5)), InvalidSetting),
-        (make_request(bench, privacy=PrivacyTerms("client", 8.0, 1e-3, 0.5)), InvalidSetting),
+        (make_request(bench, objective=ONE_STEP, privacy=SHARED, noise_multiplier=1.0), InvalidSetting),
     ):
         with pytest.raises(error):
             answer(node, bench, wrong)

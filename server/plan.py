@@ -1,0 +1,148 @@
+"""What a whole federated run will do: the same plan on the same data gives the same adapter."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from common.errors import InvalidSetting
+from common.ids import rng_for
+from common.instructions import Objective, PrivacyTerms, SecureTerms, refuse_unkept
+from server.aggregate import MEAN_SUFFICES
+
+
+@dataclass(frozen=True, slots=True)
+class RunPlan:
+    """A whole federated run; the same plan on the same data gives the same adapter.
+
+    Parameters
+    ----------
+    run
+        Its name, part of every ledger entry.
+    seed
+        Of everything.
+    rounds
+        How many.
+    cohort
+        Nodes asked a round; with a cohort rate below 1, how many are expected.
+    strategy
+        Name of the aggregation strategy.
+    server_learning_rate
+        Of the server's optimiser.
+    encoder_sha256
+        The base weights.
+    objective, privacy
+        What nodes do, and under which guarantee.
+    min_replies
+        A round with fewer usable updates fails. Under secure aggregation also the threshold of its secret sharing.
+    timeout_s
+        Patience with the slowest node of a round.
+    secure_aggregation
+        The server learns the sum of the updates, and no single one.
+    colluders
+        Nodes of a cohort that may tell the server all they know; under secure aggregation only.
+
+    Raises
+    ------
+    InvalidSetting
+        For numbers out of range, and where the guarantee would not hold, saying why.
+    """
+
+    run: str
+    seed: int
+    rounds: int
+    cohort: int
+    strategy: str
+    server_learning_rate: float
+    encoder_sha256: str
+    objective: Objective
+    privacy: PrivacyTerms
+    min_replies: int = 1
+    timeout_s: float = 600.0
+    secure_aggregation: bool = False
+    colluders: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("rounds", "cohort", "min_replies"):
+            if getattr(self, name) < 1:
+                raise InvalidSetting(f"{name}={getattr(self, name)}", expected=f"{name} >= 1")
+        refuse_unkept(self.objective, self.privacy)
+        self._refuse_impossible_replies()
+        self._refuse_open_shares()
+        if self.only_sum and self.strategy not in MEAN_SUFFICES:
+            raise InvalidSetting(
+                f"strategy {self.strategy!r} where only the sum of the updates is known",
+                expected=f"one that needs no more than their mean: {', '.join(sorted(MEAN_SUFFICES))}",
+                mend="use --noise local without --secure-aggregation, or one of those strategies",
+            )
+
+    def _refuse_impossible_replies(self) -> None:
+        if self.drawn_by_chance and self.min_replies > 1:
+            raise InvalidSetting(
+                f"min_replies={self.min_replies} with cohorts drawn by chance",
+                expected="1: to refuse small cohorts would change the chances that the guarantee is computed from",
+            )
+        if self.min_replies > self.cohort:
+            raise InvalidSetting(
+                f"min_replies={self.min_replies}", expected=f"at most the {self.cohort} nodes of a cohort"
+            )
+
+    def _refuse_open_shares(self) -> None:
+        if not self.secure_aggregation:
+            if self.privacy.noise == "shared" or self.colluders:
+                raise InvalidSetting(
+                    f"noise {self.privacy.noise!r} and {self.colluders} colluders without secure aggregation",
+                    expected="secure aggregation: a share of the noise hides nothing when updates are seen one by one",
+                    mend="add --secure-aggregation",
+                )
+            return
+        if self.drawn_by_chance:
+            raise InvalidSetting(
+                "secure aggregation of cohorts drawn by chance",
+                expected="a cohort of fixed size: an empty or single one cannot be hidden in a sum",
+            )
+        SecureTerms(self.cohort, self.min_replies, self.colluders)
+
+    @property
+    def drawn_by_chance(self) -> bool:
+        """Tell whether each node is asked by a chance of its own (Poisson) and not as one of a fixed number."""
+        return self.privacy.cohort_rate < 1
+
+    @property
+    def only_sum(self) -> bool:
+        """Tell whether the strategy gets one update, the mean of all."""
+        return self.secure_aggregation or self.privacy.noise != "local"
+
+    def cohort_of(self, number: int, nodes: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the nodes of a round, sorted; a pure function of seed and number.
+
+        A fixed-size sample without replacement, or with a cohort rate below 1 each node by a chance of its own.
+        """
+        if self.drawn_by_chance:
+            drawn = rng_for("chance", self.seed, number).random(len(nodes)) < self.privacy.cohort_rate
+            return tuple(node for node, asked in zip(nodes, drawn, strict=True) if asked)
+        if self.cohort > len(nodes):
+            raise InvalidSetting(f"a cohort of {self.cohort}", expected=f"at most the {len(nodes)} nodes there are")
+        chosen = rng_for("cohort", self.seed, number).choice(len(nodes), size=self.cohort, replace=False)
+        return tuple(sorted(nodes[int(index)] for index in chosen))
+
+    def participations(self, nodes: tuple[int, ...]) -> Mapping[int, int]:
+        """Return how many rounds each node takes part in; it depends on no data, so nodes may calibrate by it.
+
+        Drawn by chance, every node takes part in every round with that chance.
+        """
+        if self.drawn_by_chance:
+            return dict.fromkeys(nodes, self.rounds)
+        return Counter(node for number in range(1, self.rounds + 1) for node in self.cohort_of(number, nodes))
+
+    def planned_steps(self, nodes: tuple[int, ...]) -> Mapping[int, int]:
+        """Return the steps that each node's noise must last for; with one noise for all nodes, the most of any."""
+        steps = 1 if self.privacy.unit == "client" else self.objective.local_steps
+        planned = {node: rounds * steps for node, rounds in self.participations(nodes).items()}
+        if self.privacy.noise == "local":
+            return planned
+        return dict.fromkeys(planned, max(planned.values(), default=steps))
+
+
+def least_threshold(cohort: int, colluders: int) -> int:
+    """Return the usual threshold: two thirds of the cohort, or more where the colluders ask for it."""
+    return min(cohort, max(-(-2 * cohort // 3), (cohort + colluders) // 2 + 1, colluders + 2))

@@ -1,0 +1,97 @@
+"""A plan refuses what no guarantee holds for, and draws cohorts as its accounting assumes."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from common.errors import InvalidSetting
+from common.instructions import Objective, PrivacyTerms
+from server.plan import RunPlan, least_threshold
+from tests.server.test_rounds import plan_of
+
+NODES = tuple(range(1, 41))
+BY_CHANCE = PrivacyTerms("client", 8.0, 1e-4, 0.2, "server", 0.25)
+SERVER = PrivacyTerms("user", 8.0, 1e-4, 0.2, "server")
+SHARED = PrivacyTerms("user", 8.0, 1e-4, 0.2, "shared")
+
+
+def test_drawn_by_chance_each_node_comes_in_on_its_own() -> None:
+    plan = plan_of(privacy=BY_CHANCE)
+    seen = np.array([[node in plan.cohort_of(number, NODES) for node in NODES] for number in range(1, 501)])
+    sizes = seen.sum(1)
+    # binomial, 40 nodes at one in four: mean 10, variance 7.5; six standard errors
+    assert abs(sizes.mean() - 10) < 6 * math.sqrt(7.5 / 500)
+    assert sizes.var() == pytest.approx(7.5, rel=6 * math.sqrt(2 / 500))
+    assert np.all(np.abs(seen.mean(0) - 0.25) < 6 * math.sqrt(0.25 * 0.75 / 500))
+    pairs = np.corrcoef(seen.T.astype(float))
+    assert np.abs(pairs[~np.eye(len(NODES), dtype=bool)]).max() < 6 / math.sqrt(500)
+
+
+def test_drawn_by_chance_it_is_fixed_by_seed_and_round_and_may_be_nobody() -> None:
+    plan = plan_of(privacy=BY_CHANCE)
+    assert plan.cohort_of(3, NODES) == plan.cohort_of(3, NODES)
+    assert plan.cohort_of(3, NODES) != replace(plan, seed=1).cohort_of(3, NODES)
+    few = [plan.cohort_of(number, NODES[:3]) for number in range(1, 400)]
+    assert () in few
+    assert NODES[:3] in few
+
+
+def test_drawn_by_chance_every_round_counts_for_every_node() -> None:
+    plan = plan_of(privacy=BY_CHANCE, rounds=7, objective=Objective(local_steps=3))
+    assert plan.planned_steps(NODES) == dict.fromkeys(NODES, 7)
+
+
+def test_one_noise_lasts_for_the_node_that_is_asked_most() -> None:
+    local, server = plan_of(rounds=9), plan_of(rounds=9, privacy=SERVER)
+    counts = local.planned_steps(NODES[:6])
+    assert len(set(counts.values())) > 1
+    assert server.planned_steps(NODES[:6]) == dict.fromkeys(counts, max(counts.values()))
+
+
+SECURE = {"secure_aggregation": True, "cohort": 5, "min_replies": 4}
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"privacy": SERVER, "objective": Objective(local_steps=2)}, "2 local steps with unit 'user'"),
+        ({"privacy": SHARED}, "noise 'shared' and 0 colluders without secure aggregation"),
+        ({"colluders": 1}, "noise 'local' and 1 colluders without secure aggregation"),
+        ({"privacy": BY_CHANCE, "min_replies": 2}, "min_replies=2 with cohorts drawn by chance"),
+        ({**SECURE, "privacy": BY_CHANCE, "min_replies": 1}, "secure aggregation of cohorts drawn by chance"),
+        ({"min_replies": 4}, "min_replies=4; expected at most the 3 nodes of a cohort"),
+        ({**SECURE, "min_replies": 2}, "over 5 nodes with a threshold of 2 and 0 colluders"),
+        ({**SECURE, "colluders": 3}, "over 5 nodes with a threshold of 4 and 3 colluders"),
+        ({**SECURE, "colluders": -1}, "-1 colluders"),
+        ({**SECURE, "cohort": 1, "min_replies": 1}, "over 1 nodes"),
+        ({"privacy": SERVER, "strategy": "krum"}, "strategy 'krum' where only the sum of the updates is known"),
+        ({**SECURE, "strategy": "median"}, "strategy 'median' where only the sum"),
+    ],
+)
+def test_what_would_not_hold_is_refused(changes: dict[str, object], reason: str) -> None:
+    with pytest.raises(InvalidSetting) as caught:
+        plan_of(**changes)
+    assert reason in str(caught.value)
+
+
+def test_what_holds_is_taken() -> None:
+    plans: list[RunPlan] = [
+        plan_of(privacy=SERVER),
+        plan_of(**SECURE),
+        plan_of(**SECURE, privacy=SHARED, colluders=2),
+        plan_of(**SECURE, privacy=replace(SHARED, unit="client"), objective=Objective(local_steps=3)),
+    ]
+    assert all(plan.only_sum for plan in plans)
+    assert not plan_of().only_sum
+
+
+@pytest.mark.parametrize(
+    ("cohort", "colluders", "threshold"), [(3, 0, 2), (4, 0, 3), (5, 0, 4), (5, 2, 4), (10, 4, 8), (20, 0, 14)]
+)
+def test_the_usual_threshold_is_two_thirds_or_what_the_colluders_ask(
+    cohort: int, colluders: int, threshold: int
+) -> None:
+    assert least_threshold(cohort, colluders) == threshold
+    plan_of(secure_aggregation=True, cohort=cohort, colluders=colluders, min_replies=threshold)
