@@ -9,7 +9,7 @@ import torch
 
 from common.errors import UnknownName
 from common.updates import AdapterUpdate
-from server.aggregate.base import RowAdam, Strategy
+from server.aggregate.base import Optimizer, Strategy
 from server.aggregate.fedex import FedEx
 from server.aggregate.fedit import FedIT
 from server.aggregate.fedsvd import FedSVD
@@ -17,7 +17,7 @@ from server.aggregate.ffa import FFA
 from server.aggregate.robust import RULES, Robust
 from server.aggregate.rolora import RoLoRA
 
-STRATEGIES: Mapping[str, Callable[[RowAdam], Strategy]] = MappingProxyType(
+STRATEGIES: Mapping[str, Callable[[Optimizer], Strategy]] = MappingProxyType(
     {
         "fedsvd": FedSVD,
         "ffa": FFA,
@@ -34,7 +34,7 @@ MEAN_SUFFICES = frozenset({"fedsvd", "fedit", "ffa", "rolora"})
 Arrays = dict[str, np.ndarray]
 
 
-def strategy_named(name: str, optimizer: RowAdam) -> Strategy:
+def strategy_named(name: str, optimizer: Optimizer) -> Strategy:
     """Return a strategy by name.
 
     Raises

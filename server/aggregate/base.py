@@ -32,6 +32,18 @@ class Aggregate:
     clients: int
 
 
+class Optimizer(Protocol):
+    """What turns the mean change that clients ask for into a step."""
+
+    def step(
+        self, state: Mapping[str, torch.Tensor], mean: Tensors, widths: Mapping[str, int] = WHOLE_ROWS
+    ) -> tuple[Tensors, Tensors]:
+        """Return (change to add to each tensor, new state), float64; `widths` as in `RowAdam.step`."""
+
+    def rotate(self, state: Tensors, name: str, rotation: torch.Tensor) -> None:
+        """Carry the state of B [out, r] into a new basis: ``B_new = B_old R^T`` for ``A_new = R A_old``."""
+
+
 class Strategy(Protocol):
     """A way to make one adapter of many updates."""
 
@@ -122,10 +134,31 @@ class RowAdam:
             new[f"first/{name}"], new[f"second/{name}"] = first, second
         return changes, new
 
-    @staticmethod
-    def rotate(state: Tensors, name: str, rotation: torch.Tensor) -> None:
+    def rotate(self, state: Tensors, name: str, rotation: torch.Tensor) -> None:
         """Carry the first moment of B [out, r] into a new basis: ``B_new = B_old R^T`` for ``A_new = R A_old``."""
         state[f"first/{name}"] = state[f"first/{name}"] @ rotation.T
+
+
+@dataclass(frozen=True, slots=True)
+class PlainStep:
+    """The mean change times a number; with 1, federated averaging (McMahan et al., 2017, arXiv 1602.05629).
+
+    Parameters
+    ----------
+    learning_rate
+        The number.
+    """
+
+    learning_rate: float = 1.0
+
+    def step(
+        self, state: Mapping[str, torch.Tensor], mean: Tensors, widths: Mapping[str, int] = WHOLE_ROWS
+    ) -> tuple[Tensors, Tensors]:
+        """Return (the scaled mean, no state)."""
+        return {name: self.learning_rate * asked for name, asked in mean.items()}, {}
+
+    def rotate(self, state: Tensors, name: str, rotation: torch.Tensor) -> None:
+        """Do nothing: there is no state."""
 
 
 def _row_squares(asked: torch.Tensor, width: int | None) -> torch.Tensor:

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from common.updates import AdapterUpdate
-from server.aggregate.base import NO_STATE, Aggregate, RowAdam, Tensors, mean_update, moved
+from server.aggregate.base import NO_STATE, Aggregate, Optimizer, RowAdam, Tensors, mean_update, moved
 from server.aggregate.layout import A, B, widen
 
 LOSSLESS = 1e-12
@@ -40,7 +40,7 @@ class FedEx:
         What turns the mean change of B A into a step.
     """
 
-    optimizer: RowAdam = field(default_factory=RowAdam)
+    optimizer: Optimizer = field(default_factory=RowAdam)
     name: str = "fedex"
 
     def trained(self, names: Iterable[str], state: Mapping[str, SupportsFloat] = NO_STATE) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from typing import SupportsFloat
 import torch
 
 from common.updates import AdapterUpdate
-from server.aggregate.base import NO_STATE, Aggregate, RowAdam, Tensors, mean_update, moved
+from server.aggregate.base import NO_STATE, Aggregate, Optimizer, RowAdam, Tensors, mean_update, moved
 from server.aggregate.layout import A, B
 
 
@@ -26,7 +26,7 @@ class FedSVD:
         What turns the mean update into a step.
     """
 
-    optimizer: RowAdam = field(default_factory=RowAdam)
+    optimizer: Optimizer = field(default_factory=RowAdam)
     name: str = "fedsvd"
 
     def trained(self, names: Iterable[str], state: Mapping[str, SupportsFloat] = NO_STATE) -> tuple[str, ...]:
@@ -42,7 +42,7 @@ class FedSVD:
 
 
 def refactored_step(
-    optimizer: RowAdam,
+    optimizer: Optimizer,
     adapter: Mapping[str, torch.Tensor],
     state: Mapping[str, torch.Tensor],
     mean: Tensors,

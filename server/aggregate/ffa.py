@@ -11,7 +11,7 @@ from typing import SupportsFloat
 import torch
 
 from common.updates import AdapterUpdate
-from server.aggregate.base import NO_STATE, Aggregate, RowAdam, mean_update, moved
+from server.aggregate.base import NO_STATE, Aggregate, Optimizer, RowAdam, mean_update, moved
 from server.aggregate.layout import A
 
 
@@ -25,7 +25,7 @@ class FFA:
         What turns the mean update into a step.
     """
 
-    optimizer: RowAdam = field(default_factory=RowAdam)
+    optimizer: Optimizer = field(default_factory=RowAdam)
     name: str = "ffa"
 
     def trained(self, names: Iterable[str], state: Mapping[str, SupportsFloat] = NO_STATE) -> tuple[str, ...]:

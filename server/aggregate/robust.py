@@ -25,7 +25,7 @@ import torch
 
 from common.errors import InvalidSetting, UpdateRejected
 from common.updates import AdapterUpdate
-from server.aggregate.base import NO_STATE, Aggregate, RowAdam
+from server.aggregate.base import NO_STATE, Aggregate, Optimizer, RowAdam
 from server.aggregate.fedsvd import refactored_step
 from server.aggregate.layout import A, Layout
 
@@ -106,7 +106,7 @@ class Robust:
         Share of a cohort that may be bad, below one half; rounded up to whole clients.
     """
 
-    optimizer: RowAdam = field(default_factory=RowAdam)
+    optimizer: Optimizer = field(default_factory=RowAdam)
     name: str = "median"
     bad_share: float = 0.2
 

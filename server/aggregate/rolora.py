@@ -11,7 +11,7 @@ from typing import SupportsFloat
 import torch
 
 from common.updates import AdapterUpdate
-from server.aggregate.base import NO_STATE, Aggregate, RowAdam, Tensors, mean_update, moved
+from server.aggregate.base import NO_STATE, Aggregate, Optimizer, RowAdam, Tensors, mean_update, moved
 from server.aggregate.layout import A, B
 
 
@@ -28,7 +28,7 @@ class RoLoRA:
         What turns the mean update into a step.
     """
 
-    optimizer: RowAdam = field(default_factory=RowAdam)
+    optimizer: Optimizer = field(default_factory=RowAdam)
     name: str = "rolora"
 
     def trained(self, names: Iterable[str], state: Mapping[str, SupportsFloat] = NO_STATE) -> tuple[str, ...]:

@@ -2,7 +2,6 @@
 
 import weakref
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import SupportsFloat
 
 import numpy as np
@@ -14,7 +13,7 @@ from common.errors import UnknownName
 from common.ids import arrays_sha256, rng_for
 from common.updates import AdapterUpdate, UpdateMeta
 from server.aggregate import MEAN_SUFFICES, STRATEGIES, Strategy, strategy_named
-from server.aggregate.base import NO_STATE, WHOLE_ROWS, Aggregate, RowAdam, Tensors
+from server.aggregate.base import NO_STATE, Aggregate, PlainStep, RowAdam, Tensors
 from server.aggregate.fedex import exact_adapter
 from server.aggregate.robust import RULES
 from tests.oracles.averaging import mean_product_slowly
@@ -26,17 +25,6 @@ SHAPES = {
     "layer.1.lora_B.weight": (12, 4),
 }
 PAIRS = [("layer.0.lora_A.weight", "layer.0.lora_B.weight"), ("layer.1.lora_A.weight", "layer.1.lora_B.weight")]
-
-
-@dataclass(frozen=True, slots=True)
-class Plainly(RowAdam):
-    """No optimiser: the mean update is the step, so that aggregation itself can be seen."""
-
-    def step(
-        self, state: Mapping[str, torch.Tensor], mean: Tensors, widths: Mapping[str, int] = WHOLE_ROWS
-    ) -> tuple[Tensors, Tensors]:
-        """Return the mean."""
-        return dict(mean), {f"first/{name}": torch.zeros_like(tensor) for name, tensor in mean.items()}
 
 
 @pytest.fixture(params=sorted(STRATEGIES))
@@ -163,7 +151,7 @@ def test_a_thousand_updates_are_never_held_together(strategy: Strategy) -> None:
 
 @pytest.mark.parametrize("b_scale", [0.0, 0.3])
 def test_a_zero_update_keeps_the_model(name: str, b_scale: float) -> None:
-    strategy = strategy_named(name, Plainly())
+    strategy = strategy_named(name, PlainStep())
     result = strategy.aggregate(tensors(start(b_scale)), {}, [update(strategy, 1, scale=0.0)])
     assert_same_adapter(result.adapter, tensors(start(b_scale)), 1e-6)
 
@@ -196,7 +184,7 @@ def test_a_resumed_state_goes_on_as_if_never_stopped(strategy: Strategy) -> None
 
 def test_tensors_that_are_neither_a_nor_b_are_averaged_too(name: str) -> None:
     """A classifier beside the adapter, with a bias."""
-    strategy = strategy_named(name, Plainly())
+    strategy = strategy_named(name, PlainStep())
     head = {"head.weight": np.ones((3, 20), dtype=np.float32), "head.bias": np.zeros(3, dtype=np.float32)}
     base = start() | head
     names = strategy.trained(base)
@@ -220,13 +208,13 @@ def test_tensors_that_are_neither_a_nor_b_are_averaged_too(name: str) -> None:
 
 def twenty(name: str, drift: float, state: Mapping[str, torch.Tensor]) -> list[AdapterUpdate]:
     """Return the updates of twenty clients of whom each moved by so much from the base."""
-    strategy = strategy_named(name, Plainly())
+    strategy = strategy_named(name, PlainStep())
     return [update(strategy, seed, drift, state) for seed in range(20)]
 
 
 def relative_errors(name: str, drift: float, rounds: int = 2) -> list[float]:
     """Return after each round how far the exact result of a strategy is from the mean of B_i A_i of its clients."""
-    strategy = strategy_named(name, Plainly())
+    strategy = strategy_named(name, PlainStep())
     adapter, state = tensors(start()), dict[str, torch.Tensor]()
     errors = []
     for _ in range(rounds):
@@ -266,12 +254,12 @@ def test_fedit_does_not_once_a_drifts_and_the_more_the_worse() -> None:
 
 
 @pytest.mark.parametrize("exact", [*EXACT, "fedit"])
-def test_noise_on_every_client_averages_out_as_one_over_the_root_of_their_number(exact: str) -> None:
+def test_independent_changes_average_out(exact: str) -> None:
     """The mean moves; no strategy takes a median or a choice where it says mean."""
     updates = twenty(exact, 0.3, {})
-    result = strategy_named(exact, Plainly()).aggregate(tensors(start()), {}, updates)
+    result = strategy_named(exact, PlainStep()).aggregate(tensors(start()), {}, updates)
     moved = product(published(result), *PAIRS[0]) - product(tensors(start()), *PAIRS[0])
-    one = strategy_named(exact, Plainly()).aggregate(tensors(start()), {}, updates[:1])
+    one = strategy_named(exact, PlainStep()).aggregate(tensors(start()), {}, updates[:1])
     alone = product(published(one), *PAIRS[0]) - product(tensors(start()), *PAIRS[0])
     assert 0 < np.linalg.norm(moved) < 0.5 * np.linalg.norm(alone)
 
@@ -282,7 +270,7 @@ def test_every_strategy_says_how_exact_it_is() -> None:
 
 def test_where_the_mean_suffices_the_mean_alone_gives_the_same_result(name: str) -> None:
     """So these may run where the server sees a sum and no update."""
-    strategy = strategy_named(name, Plainly())
+    strategy = strategy_named(name, PlainStep())
     updates = [update(strategy, seed, 0.3) for seed in range(9)]
     total = updates[0]
     for each in updates[1:]:
@@ -293,3 +281,72 @@ def test_where_the_mean_suffices_the_mean_alone_gives_the_same_result(name: str)
         float(np.abs(product(straight.adapter, *pair) - product(by_mean.adapter, *pair)).max()) for pair in PAIRS
     )
     assert (apart < 1e-5) == (name in MEAN_SUFFICES)
+
+
+def test_from_an_orthonormal_a_ffa_and_fedsvd_learn_alike() -> None:
+    """As docs/strategies.md says: re-factoring turns the basis of A and adds no direction to it."""
+    wanted = {b: rng_for("wanted", b).standard_normal((SHAPES[b][0], SHAPES[a][1])) for a, b in PAIRS}
+    adapters = {}
+    for name in ("ffa", "fedsvd"):
+        strategy = strategy_named(name, RowAdam(learning_rate=0.05))
+        adapter, state = tensors(start()), dict[str, torch.Tensor]()
+        for _ in range(5):
+            # the gradient of half the squared distance to a product, as every client would send it
+            arrays = {
+                b: ((wanted[b] - product(adapter, a, b)) @ adapter[a].double().numpy().T).astype(np.float32)
+                for a, b in PAIRS
+            }
+            result = strategy.aggregate(adapter, state, [AdapterUpdate(update(strategy, 0).meta, arrays)])
+            adapter, state = result.adapter, result.state
+        adapters[name] = adapter
+    assert_same_adapter(adapters["ffa"], adapters["fedsvd"], 1e-5)
+
+
+def test_fedex_publishes_the_nearest_adapter_of_its_rank_and_says_what_is_left_out() -> None:
+    updates = twenty("fedex", 0.3, {})
+    result = strategy_named("fedex", PlainStep()).aggregate(tensors(start()), {}, updates)
+    exact = exact_adapter(result)
+    for a_name, b_name in PAIRS:
+        whole = product(exact, a_name, b_name)
+        left, values, right = np.linalg.svd(whole)
+        best = left[:, :4] * values[:4] @ right[:4]
+        np.testing.assert_allclose(product(result.adapter, a_name, b_name), best, rtol=0, atol=1e-6)
+        share = np.linalg.norm(whole - best) / np.linalg.norm(whole)
+        assert 0.01 < share < 1
+        assert abs(float(result.state[f"truncation/{b_name}"]) - share) < 1e-6
+
+
+def test_the_exact_adapter_of_two_clients_has_at_most_three_times_the_rank() -> None:
+    strategy = strategy_named("fedex", PlainStep())
+    result = strategy.aggregate(tensors(start()), {}, [update(strategy, seed, 0.3) for seed in range(2)])
+    exact = exact_adapter(result)
+    ranks = {exact[b_name].shape[1] for _, b_name in PAIRS} | {exact[a_name].shape[0] for a_name, _ in PAIRS}
+    assert len(ranks) == 1
+    assert 4 < ranks.pop() <= 12
+
+
+def test_what_fedex_leaves_out_is_added_again_until_it_fits() -> None:
+    """Clients that ask for nothing more leave the exact result where it is, however many rounds pass."""
+    strategy = strategy_named("fedex", PlainStep())
+    result = strategy.aggregate(tensors(start()), {}, twenty("fedex", 0.3, {}))
+    first = exact_adapter(result)
+    for _ in range(3):
+        result = strategy.aggregate(result.adapter, result.state, [update(strategy, 1, scale=0.0)])
+    assert_same_adapter_of_any_rank(exact_adapter(result), first)
+
+
+def assert_same_adapter_of_any_rank(left: Mapping[str, torch.Tensor], right: Mapping[str, torch.Tensor]) -> None:
+    for pair in PAIRS:
+        np.testing.assert_allclose(product(left, *pair), product(right, *pair), rtol=0, atol=1e-6)
+
+
+def test_fedex_is_fedit_with_the_residual_that_the_paper_adds() -> None:
+    updates = twenty("fedex", 0.3, {})
+    exact = exact_adapter(strategy_named("fedex", PlainStep()).aggregate(tensors(start()), {}, updates))
+    averaged = strategy_named("fedit", PlainStep()).aggregate(tensors(start()), {}, updates)
+    for a_name, b_name in PAIRS:
+        a_changes = np.stack([each.arrays[a_name].astype(np.float64) for each in updates])
+        b_changes = np.stack([each.arrays[b_name].astype(np.float64) for each in updates])
+        residual = np.mean(b_changes @ a_changes, axis=0) - b_changes.mean(axis=0) @ a_changes.mean(axis=0)
+        found = product(exact, a_name, b_name) - product(averaged.adapter, a_name, b_name)
+        np.testing.assert_allclose(found, residual, rtol=0, atol=1e-5)

@@ -24,3 +24,16 @@ def mean_product_slowly(
         products.append(b @ a)
     mean: np.ndarray = np.mean(products, axis=0)
     return mean
+
+
+def mean_over_holders_slowly(updates: Sequence[AdapterUpdate], name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Return the mean of one tensor, element by element, over the updates that have the element; 0 without any."""
+    mean = np.zeros(shape)
+    for where in np.ndindex(*shape):
+        held = [
+            float(update.arrays[name][where])
+            for update in updates
+            if all(at < size for at, size in zip(where, update.arrays[name].shape, strict=True))
+        ]
+        mean[where] = sum(held) / len(held) if held else 0.0
+    return mean
