@@ -147,7 +147,7 @@ def numbers_of(plot: Plot) -> Table:
         known = dict(zip(line.x, line.y, strict=True))
         rows.append((line.label, *(f"{known[x]:.4f}" if x in known else "" for x in places)))
     rows += [(label, *(f"{height:.4f}" for _ in places)) for label, height in plot.levels.items()]
-    return Table(f"{plot.title}: {plot.y_label}", (plot.x_label, *(f"{x:g}" for x in places)), rows)
+    return Table(f"{plot.title}: {plot.y_label}", (plot.x_label, *(f"{x:.3g}" for x in places)), rows)
 
 
 # -- HTML ------------------------------------------------------------------------------------------------------------
@@ -202,7 +202,7 @@ def to_svg(plot: Plot) -> str:
         if plot.log_x:
             axes.set_xscale("log")
             places = sorted({x for line in plot.lines for x in line.x})
-            axes.set_xticks(places, [f"{x:g}" for x in places])
+            axes.set_xticks(places, [f"{x:.3g}" for x in places])
             axes.minorticks_off()
         axes.set(title=plot.title, xlabel=plot.x_label, ylabel=plot.y_label)
         axes.spines[["top", "right"]].set_visible(False)

@@ -2,129 +2,45 @@
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from flwr.app import Context, RecordDict
 
 from anabranch.accounting import LentAccountant
+from anabranch.parts import Parts, owners
+from anabranch.simulation_settings import SimulationSettings, privacy_terms
 from anabranch.version import PROGRAM
 from common.clock import Clock, wall_clock
 from common.datasets.base import Dataset
 from common.datasets.files import write_interactions
-from common.datasets.split import global_time_split, partition_users, positives
 from common.encoder.adapter import TextEncoder, initial_adapter, resolve_device
 from common.encoder.cache import HiddenCache, encode_items, open_or_build
-from common.encoder.spec import DEFAULT_ENCODER, EncoderSpec
-from common.errors import EmptyData, InvalidSetting, StoreMismatch, UnknownName
+from common.encoder.spec import EncoderSpec
+from common.errors import BudgetExceeded, InvalidSetting, StoreMismatch
 from common.events import Interaction
 from common.ids import stable_hash
-from common.instructions import Objective, PrivacyTerms
-from common.items import Catalogue
+from common.instructions import PrivacyTerms
 from common.manifests import Manifest
-from common.privacy import Noise, PrivacyUnit
 from common.progress import Progress, silent
-from server.aggregate import STRATEGIES, strategy_named
+from server.aggregate import strategy_named
 from server.aggregate.base import RowAdam
 from server.app import make_app
-from server.evaluate import TestEvents, build_test, control_rows
+from server.evaluate import control_scorers, quality_of, rank
 from server.fleet.base import Fleet
 from server.fleet.inprocess import InProcessGrid
 from server.intake import RoundRecord
 from server.plan import RunPlan, least_threshold
 from server.pool import ServerNoise
 from server.registry import CATALOGUE_NAME, CURRENT, Registry, StoreInfo
-from server.release import Publisher
+from server.release import Publisher, is_promoted, row_slices
 from server.rounds import RoundLoop, RoundStore, RunState
 
-ENGINES = ("inprocess",)
-UNITS: tuple[PrivacyUnit, ...] = ("user", "example", "client", "off")
-NOISES: tuple[Noise, ...] = ("local", "server", "shared")
-TRAIN_SHARE = 0.8
-MIN_CLICKS = 2
-"""A user needs this many training clicks to take part."""
-
-
-@dataclass(frozen=True, slots=True)
-class SimulationSettings:
-    """What to simulate.
-
-    Parameters
-    ----------
-    clients, cohort, rounds
-        Nodes, nodes a round, rounds.
-    strategy
-        "fedsvd" or "fedit".
-    privacy, objective
-        Handed to the nodes. With unit "client" and a trusted server that adds the noise, each node is asked by a chance
-        of its own, ``cohort / clients``, and the guarantee counts on it.
-    server_learning_rate
-        Of the server's optimiser.
-    engine
-        "inprocess".
-    encoder
-        Name, hub id or folder.
-    device
-        "auto", "cpu", "cuda" or "mps".
-    seed
-        Of everything; the same seed and data give the same adapter.
-    workers
-        Processes of the in-process fleet; 0 means one a core.
-    evaluate_every
-        Rounds between published versions; 0 publishes only the last.
-    resume
-        Go on from the last whole round of the store.
-    secure_aggregation, colluders
-        The server learns only the sum of a cohort's updates; so many of its nodes may tell the server all they know.
-    min_replies
-        A round with fewer usable updates fails; 0: one, or two thirds of the cohort under secure aggregation.
-    """
-
-    clients: int = 10
-    cohort: int = 10
-    rounds: int = 12
-    strategy: str = "fedsvd"
-    privacy: PrivacyTerms = field(default_factory=PrivacyTerms)
-    objective: Objective = field(default_factory=Objective)
-    server_learning_rate: float = 1e-2
-    engine: str = "inprocess"
-    encoder: str = DEFAULT_ENCODER
-    device: str = "auto"
-    seed: int = 0
-    workers: int = 0
-    evaluate_every: int = 0
-    resume: bool = False
-    secure_aggregation: bool = False
-    colluders: int = 0
-    min_replies: int = 0
-
-    def __post_init__(self) -> None:
-        if self.engine not in ENGINES:
-            raise UnknownName("engine", self.engine, list(ENGINES), mend="leave out --engine")
-        if self.strategy not in STRATEGIES:
-            raise UnknownName("strategy", self.strategy, list(STRATEGIES))
-        if self.clients < 1 or not 1 <= self.cohort <= self.clients:
-            raise InvalidSetting(
-                f"a cohort of {self.cohort} out of {self.clients} clients", expected="1 <= cohort <= clients"
-            )
-
-
-def privacy_terms(unit: str, *, epsilon: float, delta: float, sample_rate: float, noise: str = "local") -> PrivacyTerms:
-    """Return the terms for a unit and a place of the noise, given by name.
-
-    Raises
-    ------
-    UnknownName
-        Another unit than `UNITS`, another place than `NOISES`.
-    """
-    if unit not in UNITS:
-        raise UnknownName("privacy unit", unit, list(UNITS))
-    if noise not in NOISES:
-        raise UnknownName("place of the noise", noise, list(NOISES))
-    return PrivacyTerms(unit, epsilon, delta, sample_rate, noise)
+__all__ = ["Simulation", "SimulationResult", "SimulationSettings", "privacy_terms", "simulate"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +52,7 @@ class SimulationResult:
     manifest: Manifest
     seconds: Mapping[str, float]
     resumed_from: int
+    stopped: str | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Return one JSON-ready mapping."""
@@ -171,7 +88,10 @@ class SimulationResult:
                 "accountant": claim.accountant if claim else "none",
             },
             "bytes_per_client": sum(record.reply_bytes for record in history) // max(1, replies),
+            "stopped": self.stopped,
+            "gate": dict(self.manifest.details.get("gate", {})),
             "metrics": dict(self.manifest.metrics),
+            "slices": dict(self.manifest.details.get("slices", {})),
             "seconds": dict(self.seconds),
         }
 
@@ -191,6 +111,8 @@ class Simulation:
         Told how far it is; told in words.
     clock
         Wall clock.
+    cache
+        Folder of the encoder's frozen layers, when runs share one; else it is in the store.
     """
 
     def __init__(
@@ -202,9 +124,11 @@ class Simulation:
         progress: Progress = silent,
         note: Callable[[str], None] = lambda text: None,
         clock: Clock = wall_clock,
+        cache: Path | None = None,
     ) -> None:
         self._dataset, self._store, self._settings = dataset, store, settings
         self._progress, self._note, self._clock = progress, note, clock
+        self._cache = cache or store / "cache"
 
     def run(self) -> SimulationResult:
         """Run it.
@@ -215,13 +139,15 @@ class Simulation:
             When the store holds another run, or this one and `resume` is off.
         RoundError
             When a round has too few usable updates.
+        BudgetExceeded
+            When the privacy budget allows no round at all; where it allows some, the run ends after them.
         EmptyData
             When no user has enough clicks.
         """
         began = time.monotonic()
         resolve_device(self._settings.device)  # refused before anything is written
-        train, test = global_time_split(positives(self._dataset), TRAIN_SHARE)
-        owners = self._deal(train)
+        parts = Parts.of(self._dataset, self._settings.hide_cold, self._settings.seed)
+        dealt = self._deal(parts)
         spec = EncoderSpec.from_name(self._settings.encoder)
         sha256 = spec.weights_sha256()
         plan = self._plan(sha256)
@@ -235,17 +161,17 @@ class Simulation:
                 self._settings, state, done, _seconds(state, 0.0, time.monotonic() - began), state.round
             )
         # the workers load their libraries while the items are encoded here
-        with self._fleet(owners) as grid:
+        with self._fleet(dealt) as grid:
             encoder = TextEncoder.load(spec, self._settings.device)
-            cache = open_or_build(self._store / "cache", encoder, self._dataset.catalogue.texts, self._progress)
+            cache = open_or_build(self._cache, encoder, self._dataset.catalogue.texts, self._progress)
             state, resumed_from = state or self._first_state(encoder), state.round if state else 0
-            publisher = self._publisher(registry, encoder, cache, (train, test), plan)
-            state = self._run_rounds(grid, rounds, plan, publisher, state)
+            publisher = self._publisher(registry, encoder, cache, parts, owners(dealt), plan)
+            state, stopped = self._run_rounds(grid, rounds, plan, publisher, state)
         evaluating = time.monotonic()
-        manifest = publisher.publish(state)
+        manifest = self._publish(publisher, state)
         now = time.monotonic()
         return SimulationResult(
-            self._settings, state, manifest, _seconds(state, now - evaluating, now - began), resumed_from
+            self._settings, state, manifest, _seconds(state, now - evaluating, now - began), resumed_from, stopped
         )
 
     # -- preparation ---------------------------------------------------------------------------------------------
@@ -253,7 +179,7 @@ class Simulation:
     def _plan(self, encoder_sha256: str) -> RunPlan:
         settings = self._settings
         return RunPlan(
-            run=f"run-{stable_hash(self._dataset.name, settings.seed, settings.strategy, settings.clients):016x}",
+            run=self._run_name(),
             seed=settings.seed,
             rounds=settings.rounds,
             cohort=settings.cohort,
@@ -266,6 +192,12 @@ class Simulation:
             secure_aggregation=settings.secure_aggregation,
             colluders=settings.colluders,
         )
+
+    def _run_name(self) -> str:
+        settings = self._settings
+        hidden = [f"hidden {settings.hide_cold}"] if settings.hide_cold else []
+        named = stable_hash(self._dataset.name, settings.seed, settings.strategy, settings.clients, *hidden)
+        return f"run-{named:016x}"
 
     def _terms(self) -> PrivacyTerms:
         """Return the terms with the cohort rate that the rounds will really use."""
@@ -299,21 +231,11 @@ class Simulation:
                 mend="add --resume to go on, or choose another --store",
             )
 
-    def _deal(self, train: Sequence[Interaction]) -> list[dict[str, list[Interaction]]]:
+    def _deal(self, parts: Parts) -> list[dict[str, list[Interaction]]]:
         """Give each node its users' interactions."""
-        by_user: dict[str, list[Interaction]] = {}
-        for event in train:
-            by_user.setdefault(event.user_id, []).append(event)
-        usable = {user: events for user, events in by_user.items() if len(events) >= MIN_CLICKS}
-        if not usable:
-            raise EmptyData(
-                f"data set {self._dataset.name!r} has no user with {MIN_CLICKS} positive training interactions",
-                expected="at least one",
-                mend="use more data",
-            )
-        self._refuse_large_delta(len(usable))
-        dealt = partition_users(usable, self._settings.clients, self._settings.seed)
-        return [{user: usable[user] for user in dealt[node]} for node in sorted(dealt)]
+        dealt = parts.deal(self._settings.clients, self._settings.seed)
+        self._refuse_large_delta(sum(map(len, dealt)))
+        return dealt
 
     def _refuse_large_delta(self, users: int) -> None:
         """Refuse a delta that is no guarantee over all users, where one noise covers them all."""
@@ -332,14 +254,22 @@ class Simulation:
         registry: Registry,
         encoder: TextEncoder,
         cache: HiddenCache,
-        split: tuple[Sequence[Interaction], Sequence[Interaction]],
+        parts: Parts,
+        owner: Mapping[str, int],
         plan: RunPlan,
     ) -> Publisher:
-        events = _test_events(split, self._dataset.catalogue)
-        shapes = {name: array.shape for name, array in encoder.adapter().items()}
-        encoder.set_adapter(initial_adapter(shapes, self._settings.seed))
-        controls = control_rows(events, encode_items(encoder, cache), self._settings.seed)
-        return Publisher(registry, encoder, cache, events, controls, plan, self._clock)
+        seed, events = self._settings.seed, parts.events(self._dataset.catalogue)
+        scorers = control_scorers(events, initial_vectors(encoder, cache, seed), seed)
+        rankings = {name: rank(events, scorer, seed) for name, scorer in scorers.items()}
+        controls = {name: quality_of(ranking.full, events.user, seed) for name, ranking in rankings.items()}
+        slices = {name: row_slices(events, ranking, owner, seed) for name, ranking in rankings.items()}
+        return Publisher(registry, encoder, cache, events, controls, plan, self._clock, slices, owner)
+
+    def _publish(self, publisher: Publisher, state: RunState) -> Manifest:
+        manifest = publisher.publish(state)
+        if not is_promoted(manifest):
+            self._note(f"{manifest.version} is kept but not promoted: {manifest.details['reason']}")
+        return manifest
 
     # -- rounds --------------------------------------------------------------------------------------------------
 
@@ -350,14 +280,16 @@ class Simulation:
         plan: RunPlan,
         publisher: Publisher,
         state: RunState,
-    ) -> RunState:
+    ) -> tuple[RunState, str | None]:
+        """Return the state after the last whole round, and why the run ended before the planned one, if it did."""
         settings, outcome = self._settings, [state]
         strategy = strategy_named(settings.strategy, RowAdam(learning_rate=settings.server_learning_rate))
 
-        def after_round(done: RunState) -> None:
+        def after_round(done: RunState) -> bool:
+            outcome[0] = done
             self._note(_describe(done.history[-1], plan))
-            if settings.evaluate_every and done.round % settings.evaluate_every == 0:
-                publisher.publish(done)
+            self._publish_if_due(publisher, done)
+            return self._enough(publisher) is not None
 
         def conduct(fleet: Fleet, context: Context) -> None:
             loop = RoundLoop(
@@ -370,14 +302,39 @@ class Simulation:
                 progress=self._progress,
                 noise=ServerNoise(LentAccountant(), stable_hash("server secret", settings.seed)),
             )
-            outcome[0] = loop.run(outcome[0], after_round)
+            loop.run(outcome[0], after_round)
 
-        make_app(conduct)(grid, Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={}))
-        return outcome[0]
+        # a run that died between a round and its version makes up for it
+        self._publish_if_due(publisher, state)
+        stopped = self._enough(publisher)
+        if stopped is None:
+            context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={})
+            try:
+                make_app(conduct)(grid, context)
+                stopped = self._enough(publisher)
+            except BudgetExceeded as error:
+                if outcome[0].round == 0:
+                    raise
+                stopped = str(error)
+        if stopped is not None:
+            self._note(f"stopped after round {outcome[0].round} of {plan.rounds}: {stopped}")
+        return outcome[0], stopped
 
-    def _fleet(self, owners: list[dict[str, list[Interaction]]]) -> AbstractContextManager[InProcessGrid]:
+    def _publish_if_due(self, publisher: Publisher, state: RunState) -> None:
+        every = self._settings.evaluate_every
+        if every and state.round and state.round % every == 0 and not publisher.has(state):
+            self._publish(publisher, state)
+
+    def _enough(self, publisher: Publisher) -> str | None:
+        """Return why the quality gate ends the run, or None."""
+        patience = self._settings.patience
+        if not patience or publisher.held_back_in_a_row() < patience:
+            return None
+        return f"the quality gate held back the last {patience} versions"
+
+    def _fleet(self, dealt: list[dict[str, list[Interaction]]]) -> AbstractContextManager[InProcessGrid]:
         configs = []
-        for node, users in enumerate(owners):
+        for node, users in enumerate(dealt):
             folder = self._store / "clients" / f"node-{node:05d}"
             write_interactions(folder / "interactions.jsonl", (event for events in users.values() for event in events))
             configs.append(
@@ -386,7 +343,7 @@ class Simulation:
                     "interactions": str(folder / "interactions.jsonl"),
                     "ledger": str(folder / "ledger.sqlite"),
                     "catalogue": str(self._store / CATALOGUE_NAME),
-                    "cache": str(self._store / "cache"),
+                    "cache": str(self._cache),
                     "encoder": self._settings.encoder,
                     "device": self._settings.device,
                     "secret-seed": str(stable_hash("secret", self._settings.seed, node) % 2**63),
@@ -397,12 +354,20 @@ class Simulation:
         return InProcessGrid("client.app:app", configs, workers=workers, threads=1)
 
 
+def initial_vectors(encoder: TextEncoder, cache: HiddenCache, seed: int) -> np.ndarray:
+    """Return the item vectors before any training, float32 [items, h]: those of the base encoder."""
+    shapes = {name: array.shape for name, array in encoder.adapter().items()}
+    encoder.set_adapter(initial_adapter(shapes, seed))
+    return encode_items(encoder, cache)
+
+
 def _published(registry: Registry, state: RunState) -> Manifest | None:
-    """Return the version that holds the state's adapter, if it is published and current."""
-    if registry.pointer(CURRENT) is None:
-        return None
-    manifest = registry.current()
-    return manifest if manifest.details.get("adapter_sha256") == state.adapter_sha256 else None
+    """Return the version that holds the state's adapter, if it is published and either current or held back."""
+    current = registry.pointer(CURRENT)
+    for manifest in registry.versions():
+        if manifest.details.get("adapter_sha256") == state.adapter_sha256:
+            return manifest if manifest.version == current or not is_promoted(manifest) else None
+    return None
 
 
 def _seconds(state: RunState, evaluate: float, total: float) -> dict[str, float]:
@@ -419,14 +384,6 @@ def _aggregation_device(name: str) -> Any:
     """Return where to aggregate: in float64, which Apple's GPUs lack."""
     device = resolve_device(name)
     return resolve_device("cpu") if device.type == "mps" else device
-
-
-def _test_events(split: tuple[Sequence[Interaction], Sequence[Interaction]], catalogue: Catalogue) -> TestEvents:
-    train, test = (
-        [(event.user_id, row) for event in part if (row := catalogue.index(event.item_id)) is not None]
-        for part in split
-    )
-    return build_test(train, test, len(catalogue))
 
 
 def _describe(record: RoundRecord, plan: RunPlan) -> str:

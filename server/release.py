@@ -63,13 +63,17 @@ class Publisher:
         ``current`` is pointed at it, unless the gate (`server.gate`) held it back: then ``promoted`` in the manifest's
         details is false, and ``reason`` says why.
         """
-        version = f"v{state.round:06d}"
+        version = version_of(state)
         known = {manifest.version: manifest for manifest in self.registry.versions()}
         if version not in known:
             known[version] = self._write(version, state, tuple(known)[-1:])
         if is_promoted(known[version]):
             self.registry.point(CURRENT, version)
         return known[version]
+
+    def has(self, state: RunState) -> bool:
+        """Return whether the state is published."""
+        return version_of(state) in self.registry.names()
 
     def held_back_in_a_row(self) -> int:
         """Return how many of the newest versions the gate held back, one after the other."""
@@ -124,6 +128,11 @@ class Publisher:
             },
         )
         return self.registry.publish(files, manifest)
+
+
+def version_of(state: RunState) -> str:
+    """Return the name of the version that a state becomes."""
+    return f"v{state.round:06d}"
 
 
 def is_promoted(manifest: Manifest) -> bool:

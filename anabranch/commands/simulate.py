@@ -41,6 +41,8 @@ def simulate(
     seed: Annotated[int, typer.Option(help="The same seed gives the same adapter.")] = 0,
     workers: Annotated[int, typer.Option(help="Worker processes; 0 means one a core.")] = 0,
     evaluate_every: Annotated[int, typer.Option(help="Publish a version every so many rounds; 0: the last.")] = 0,
+    hide_cold: Annotated[float, typer.Option(help="Share of the items to hide from training, to test on them.")] = 0.0,
+    patience: Annotated[int, typer.Option(help="Versions in a row that the gate holds back; then stop. 0: never.")] = 0,
     store: Annotated[Path, typer.Option(help="Folder of models.")] = Path("anabranch-store"),
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last whole round.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
@@ -74,6 +76,8 @@ def simulate(
         secure_aggregation=secure_aggregation,
         colluders=colluders,
         min_replies=min_replies,
+        hide_cold=hide_cold,
+        patience=patience,
     )
     with out.progress() as report:
         dataset = load_dataset(data, seed=seed, progress=report, notice=out.note)
@@ -92,6 +96,8 @@ def draw(console: Console, payload: dict[str, Any]) -> None:
         low, high = row["ci95"]
         table.add_row(label, f"{row['recall@10']:.4f}", f"{row['ndcg@10']:.4f}", f"{low:.4f} to {high:.4f}")
     console.print(table)
+    if not payload["gate"].get("promoted", True):
+        console.print(f"not promoted: {payload['gate']['reason']}", markup=False)
     privacy, clients = payload["privacy"], payload["clients"]
     if privacy["epsilon"] is None:
         console.print("privacy: off, no guarantee")

@@ -1,0 +1,98 @@
+"""What a simulated federation is asked to do."""
+
+from dataclasses import dataclass, field
+
+from common.encoder.spec import DEFAULT_ENCODER
+from common.errors import InvalidSetting, UnknownName
+from common.instructions import Objective, PrivacyTerms
+from common.privacy import Noise, PrivacyUnit
+from server.aggregate import STRATEGIES
+
+ENGINES = ("inprocess",)
+UNITS: tuple[PrivacyUnit, ...] = ("user", "example", "client", "off")
+NOISES: tuple[Noise, ...] = ("local", "server", "shared")
+
+
+@dataclass(frozen=True, slots=True)
+class SimulationSettings:
+    """What to simulate.
+
+    Parameters
+    ----------
+    clients, cohort, rounds
+        Nodes, nodes a round, rounds.
+    strategy
+        "fedsvd" or "fedit".
+    privacy, objective
+        Handed to the nodes. With unit "client" and a trusted server that adds the noise, each node is asked by a chance
+        of its own, ``cohort / clients``, and the guarantee counts on it.
+    server_learning_rate
+        Of the server's optimiser.
+    engine
+        "inprocess".
+    encoder
+        Name, hub id or folder.
+    device
+        "auto", "cpu", "cuda" or "mps".
+    seed
+        Of everything; the same seed and data give the same adapter.
+    workers
+        Processes of the in-process fleet; 0 means one a core.
+    evaluate_every
+        Rounds between published versions; 0 publishes only the last.
+    resume
+        Go on from the last whole round of the store.
+    secure_aggregation, colluders
+        The server learns only the sum of a cohort's updates; so many of its nodes may tell the server all they know.
+    hide_cold
+        Share of the items that no node is trained on, to test on cold ones.
+    patience
+        Versions in a row that the quality gate holds back before the run ends; 0 never ends it.
+    min_replies
+        A round with fewer usable updates fails; 0: one, or two thirds of the cohort under secure aggregation.
+    """
+
+    clients: int = 10
+    cohort: int = 10
+    rounds: int = 12
+    strategy: str = "fedsvd"
+    privacy: PrivacyTerms = field(default_factory=PrivacyTerms)
+    objective: Objective = field(default_factory=Objective)
+    server_learning_rate: float = 1e-2
+    engine: str = "inprocess"
+    encoder: str = DEFAULT_ENCODER
+    device: str = "auto"
+    seed: int = 0
+    workers: int = 0
+    evaluate_every: int = 0
+    resume: bool = False
+    secure_aggregation: bool = False
+    colluders: int = 0
+    min_replies: int = 0
+    hide_cold: float = 0.0
+    patience: int = 0
+
+    def __post_init__(self) -> None:
+        if self.engine not in ENGINES:
+            raise UnknownName("engine", self.engine, list(ENGINES), mend="leave out --engine")
+        if self.strategy not in STRATEGIES:
+            raise UnknownName("strategy", self.strategy, list(STRATEGIES))
+        if self.clients < 1 or not 1 <= self.cohort <= self.clients:
+            raise InvalidSetting(
+                f"a cohort of {self.cohort} out of {self.clients} clients", expected="1 <= cohort <= clients"
+            )
+
+
+def privacy_terms(unit: str, *, epsilon: float, delta: float, sample_rate: float, noise: str = "local") -> PrivacyTerms:
+    """Return the terms for a unit and a place of the noise, given by name.
+
+    Raises
+    ------
+    UnknownName
+        Another unit than `UNITS`, another place than `NOISES`.
+    """
+    if unit not in UNITS:
+        raise UnknownName("privacy unit", unit, list(UNITS))
+    if noise not in NOISES:
+        raise UnknownName("place of the noise", noise, list(NOISES))
+    return PrivacyTerms(unit, epsilon, delta, sample_rate, noise)
