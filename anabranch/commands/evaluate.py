@@ -1,7 +1,7 @@
 """`anabranch evaluate`: a learner beside its controls, with intervals, slices and a report."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -9,6 +9,9 @@ from rich.table import Table
 
 from anabranch.output import Output
 from common.errors import InvalidSetting
+
+if TYPE_CHECKING:
+    from anabranch.evaluation import Evaluation
 
 DATA = "movielens-100k"
 STORE = Path("anabranch-evaluation")
@@ -54,11 +57,9 @@ def federated(
       anabranch evaluate federated --quick --json
     """  # noqa: D301 - \b is click's mark for lines to keep, not an escape of ours
     out = Output(as_json=as_json)
-    from anabranch.evaluation import FederatedEvaluation, save_json
-    from anabranch.evaluation_report import compose, findings
+    from anabranch.evaluation import FederatedEvaluation
     from anabranch.evaluation_settings import QUICK_DATA, EvaluationSettings
     from anabranch.evaluation_settings import quick as in_little
-    from anabranch.report import write_report
     from anabranch.simulation import SimulationSettings, privacy_terms
     from common.datasets.registry import load_dataset
     from common.instructions import Objective
@@ -82,16 +83,21 @@ def federated(
     with out.progress() as progress:
         dataset = load_dataset(data or (QUICK_DATA if quick else DATA), seed=seed, progress=progress, notice=out.note)
         evaluation = FederatedEvaluation(dataset, store, settings, progress=progress, note=out.note).run()
-    composed, folder = compose(evaluation), report or store / "report"
-    markdown, page = write_report(composed, folder, "evaluation")
-    payload = {
-        **evaluation.as_json(),
-        "findings": findings(evaluation)[0],
-        "report": str(page),
-        "report_markdown": str(markdown),
-    }
-    save_json(payload, folder)
+    payload = _report(evaluation, report or store / "report")
     out.result(payload, lambda console: draw(console, payload))
+
+
+def _report(evaluation: "Evaluation", folder: Path) -> dict[str, Any]:
+    """Write the report's three files and return what the command prints."""
+    from anabranch.evaluation import save_json
+    from anabranch.evaluation_report import compose, findings
+    from anabranch.report import write_report
+
+    markdown, page = write_report(compose(evaluation), folder, "evaluation")
+    told = {"findings": findings(evaluation)[0], "report": str(page), "report_markdown": str(markdown)}
+    payload = {**evaluation.as_json(), **told}
+    save_json(payload, folder)
+    return payload
 
 
 def _words(text: str) -> list[str]:
