@@ -9,13 +9,16 @@ A node's configuration (Flower's node config, or the in-process fleet's) names i
 ``encoder``, ``cache``, ``device``
     The shared BERT, the folder of cached hidden states, and where to run.
 ``ledger``
-    The node's privacy ledger.
+    The node's privacy ledger; beside it the node keeps what lasts between the stages of a secret sum.
+``data-epoch``
+    Name of the data epoch to charge, when the node's people are new ones; see `client.ledger`.
 ``secret-seed``
     Only in a simulation; a real node leaves it out, and its ledger keeps one from the operating system.
 """
 
 import os
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -24,7 +27,9 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricR
 from flwr.clientapp import ClientApp
 
 from client.dataset import NodeData
-from client.node import Node
+from client.ledger import DEFAULT_EPOCH
+from client.node import Node, SecretSum
+from client.secagg import Participant
 from common.datasets.files import read_catalogue, read_interactions
 from common.encoder.adapter import TextEncoder
 from common.encoder.cache import HiddenCache, open_or_build
@@ -73,26 +78,62 @@ def make_app() -> ClientApp:
     @app.train()
     def train(message: Message, context: Context) -> Message:
         """Answer one train request."""
-        config = {key: str(value) for key, value in context.node_config.items()}
-        for name in ("interactions", "catalogue", "encoder", "cache", "ledger"):
-            if name not in config:
-                raise InvalidSetting(
-                    f"a node without {name!r} in its configuration", expected="every path of client.app"
-                )
         request, base = decode(message)
+        return Message(encode(update_of(settings_of(context), request, base, None)), reply_to=message)
+
+    @app.query("secret_sum")
+    def secret_sum(message: Message, context: Context) -> Message:
+        """Answer one stage of a secret sum; the update itself leaves under masks alone."""
+        config = settings_of(context)
+        body, base = decode_stage(message)
+        participant = Participant(context.node_id, Path(config["ledger"]).with_name("secret-sums"))
+        answer = participant.answer(body, lambda request, hidden_in: update_of(config, request, base, hidden_in))
+        return Message(RecordDict({"answer": ConfigRecord({"body": answer})}), reply_to=message)
+
+    def update_of(
+        config: Mapping[str, str],
+        request: TrainRequest,
+        base: Mapping[str, np.ndarray],
+        hidden_in: SecretSum | None,
+    ) -> AdapterUpdate:
         catalogue = bench.catalogue(config["catalogue"])
         encoder = bench.encoder(config["encoder"], config.get("device", "auto"))
         seed = config.get("secret-seed")
         node = Node(
-            client=config.get("client", str(context.node_id)),
+            client=config["client"],
             data=NodeData.from_interactions(read_interactions(Path(config["interactions"])), catalogue),
             ledger_path=Path(config["ledger"]),
             secret_seed=None if seed is None else int(seed),
+            data_epoch=config.get("data-epoch", DEFAULT_EPOCH),
         )
-        update = node.answer(request, base, encoder, bench.cache(config["cache"], encoder, config["catalogue"]))
-        return Message(encode(update), reply_to=message)
+        cache = bench.cache(config["cache"], encoder, config["catalogue"])
+        return node.answer(request, base, encoder, cache, hidden_in)
 
     return app
+
+
+def settings_of(context: Context) -> dict[str, str]:
+    """Return the node's configuration as text.
+
+    Raises
+    ------
+    InvalidSetting
+        When a path is missing, naming it.
+    """
+    config = {key: str(value) for key, value in context.node_config.items()}
+    for name in ("interactions", "catalogue", "encoder", "cache", "ledger"):
+        if name not in config:
+            raise InvalidSetting(f"a node without {name!r} in its configuration", expected="every path of client.app")
+    return {"client": str(context.node_id), **config}
+
+
+def decode_stage(message: Message) -> tuple[bytes, dict[str, np.ndarray]]:
+    """Read a stage of a secret sum, and the base adapter where one comes with it, out of a query message."""
+    body = message.content.config_records["question"]["body"]
+    if not isinstance(body, bytes):
+        raise InvalidSetting(f"a question that is a {type(body).__name__}", expected="bytes")
+    adapter = message.content.array_records.get("adapter")
+    return body, {name: array.numpy() for name, array in adapter.items()} if adapter else {}
 
 
 def decode(message: Message) -> tuple[TrainRequest, dict[str, np.ndarray]]:

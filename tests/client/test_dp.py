@@ -9,10 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from opacus.accountants import PRVAccountant, RDPAccountant
 
-from client.dp import PrivateStep, calibrate_sigma, epsilon_of
+from client import dp
+from client.dp import PrivateStep, calibrate_sigma, epsilon_of, rdp_bound
 from common.errors import InvalidSetting, UnknownName
 from common.privacy import PrivacySpend
 from tests.client.federation import Bench
+from tests.oracles.renyi import renyi_by_integration
 
 
 class Steps:
@@ -211,3 +213,23 @@ def test_impossible_numbers_are_refused(epsilon: float, delta: float, rate: floa
 def test_an_unknown_accountant_is_refused() -> None:
     with pytest.raises(UnknownName, match="unknown accountant 'moments'"):
         epsilon_of(PrivacySpend("user", 1e-4), "moments")
+
+
+# -- accounting against others ---------------------------------------------------------------------------------------
+
+
+@settings(max_examples=25)
+@given(
+    st.sampled_from([0.4, 0.8, 1.0, 2.1, 6.0]),
+    st.sampled_from([0.01, 0.2, 0.5, 0.9]),
+    st.sampled_from([1.1, 1.5, 1.9, 2.0, 2.3, 3.7, 5.0, 7.3, 10.9, 24.0]),
+)
+def test_renyi_divergences_equal_numerical_integration(sigma: float, rate: float, order: float) -> None:
+    found = dp._rdp_of_step(sigma, rate)[RDPAccountant.DEFAULT_ALPHAS.index(order)]
+    assert found == pytest.approx(renyi_by_integration(sigma, rate, order), rel=1e-7, abs=1e-9)
+
+
+def test_whole_orders_alone_give_a_looser_bound() -> None:
+    spend = PrivacySpend("user", 1e-4, ((0.9, 0.2, 20), (2.0, 0.1, 7)))
+    assert rdp_bound(spend, range(2, 64)) >= epsilon_of(spend, "rdp")
+    assert rdp_bound(spend, range(2, 64)) == pytest.approx(epsilon_of(spend, "rdp"), rel=0.2)
