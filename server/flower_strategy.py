@@ -8,6 +8,7 @@ logged instead of ending the round; the caller's configuration is not written in
 """
 
 import logging
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
@@ -172,8 +173,9 @@ def changes_of(content: RecordDict, base: Mapping[str, np.ndarray], trained: Ite
                 expected=f"floating-point numbers of shape {base[name].shape}",
             )
         with np.errstate(over="ignore", invalid="ignore"):
-            changes[name] = (array.astype(np.float64) - base[name]).astype(np.float32)
-            norm = float(np.linalg.norm(changes[name].astype(np.float64)))
+            change = np.subtract(array, base[name], dtype=np.float32, casting="same_kind").reshape(-1)
+            norm = math.sqrt(np.dot(change, change))  # NaN or infinite if an element is
+            changes[name] = change.reshape(array.shape)
         if not norm <= MAX_NORM:
             raise UpdateRejected(f"tensor {name!r} moved by {norm:.3g}", expected=f"at most {MAX_NORM:g}")
     return changes

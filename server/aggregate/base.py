@@ -5,7 +5,8 @@ updates) to (new global adapter, new state). Updates come one at a time; what a 
 at a time, or all together) is in its docstring. Weights are uniform: under DP the number of examples is private.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Protocol, SupportsFloat
@@ -176,3 +177,18 @@ def moved(adapter: Mapping[str, torch.Tensor], changes: Mapping[str, torch.Tenso
         name: (tensor.to(torch.float64) + changes[name]).to(torch.float32) if name in changes else tensor.clone()
         for name, tensor in adapter.items()
     }
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute with one of torch's threads, and with as many as before afterwards.
+
+    The matrices are small: on a busy machine waiting for a second thread took a hundred times what the work takes. And
+    sums come out the same on any number of cores.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

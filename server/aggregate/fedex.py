@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from common.updates import AdapterUpdate
-from server.aggregate.base import NO_STATE, Aggregate, Optimizer, RowAdam, Tensors, mean_update, moved
+from server.aggregate.base import NO_STATE, Aggregate, Optimizer, RowAdam, Tensors, mean_update, moved, one_thread
 from server.aggregate.layout import A, B, widen
 
 LOSSLESS = 1e-12
@@ -47,6 +47,7 @@ class FedEx:
         """Clients train every adapter tensor."""
         return tuple(sorted(names))
 
+    @one_thread()
     def aggregate(
         self, adapter: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor], updates: Iterable[AdapterUpdate]
     ) -> Aggregate:

@@ -12,7 +12,7 @@ from typing import SupportsFloat
 import torch
 
 from common.updates import AdapterUpdate
-from server.aggregate.base import NO_STATE, Aggregate, Optimizer, RowAdam, Tensors, mean_update, moved
+from server.aggregate.base import NO_STATE, Aggregate, Optimizer, RowAdam, Tensors, mean_update, moved, one_thread
 from server.aggregate.layout import A, B
 
 
@@ -33,6 +33,7 @@ class FedSVD:
         """Clients train everything but the A matrices."""
         return tuple(sorted(name for name in names if A not in name))
 
+    @one_thread()
     def aggregate(
         self, adapter: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor], updates: Iterable[AdapterUpdate]
     ) -> Aggregate:

@@ -25,7 +25,7 @@ import torch
 
 from common.errors import InvalidSetting, UpdateRejected
 from common.updates import AdapterUpdate
-from server.aggregate.base import NO_STATE, Aggregate, Optimizer, RowAdam
+from server.aggregate.base import NO_STATE, Aggregate, Optimizer, RowAdam, one_thread
 from server.aggregate.fedsvd import refactored_step
 from server.aggregate.layout import A, Layout
 
@@ -120,6 +120,7 @@ class Robust:
         """Clients train everything but the A matrices."""
         return tuple(sorted(name for name in names if A not in name))
 
+    @one_thread()
     def aggregate(
         self, adapter: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor], updates: Iterable[AdapterUpdate]
     ) -> Aggregate:

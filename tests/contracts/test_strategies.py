@@ -130,6 +130,25 @@ def test_the_same_inputs_give_the_same_bytes(strategy: Strategy) -> None:
     assert len(hashes) == 1
 
 
+@pytest.fixture
+def threads() -> Iterator[None]:
+    """Give torch its number of threads back."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("threads")
+def test_the_number_of_threads_changes_no_byte_and_is_left_as_it_was(strategy: Strategy) -> None:
+    found = set()
+    for number in (1, 2):
+        torch.set_num_threads(number)
+        result = strategy.aggregate(tensors(start()), {}, [update(strategy, seed) for seed in range(5)])
+        assert torch.get_num_threads() == number
+        found.add(arrays_sha256((n, t.numpy()) for n, t in [*result.adapter.items(), *result.state.items()]))
+    assert len(found) == 1
+
+
 def test_a_thousand_updates_are_never_held_together(strategy: Strategy) -> None:
     """Robust rules keep a row of each, as they say, but none of the updates either."""
     alive: list[weakref.ref[np.ndarray]] = []
