@@ -22,7 +22,7 @@ class SimulationSettings:
     clients, cohort, rounds
         Nodes, nodes a round, rounds.
     strategy
-        "fedsvd" or "fedit".
+        A name of `server.aggregate.STRATEGIES`.
     privacy, objective
         Handed to the nodes. With unit "client" and a trusted server that adds the noise, each node is asked by a chance
         of its own, ``cohort / clients``, and the guarantee counts on it.

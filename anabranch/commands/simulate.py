@@ -22,7 +22,7 @@ def simulate(
     clients: Annotated[int, typer.Option(help="Nodes that the users are dealt to.")] = 10,
     cohort: Annotated[int, typer.Option(help="Nodes asked a round; 0 asks all.")] = 0,
     rounds: Annotated[int, typer.Option(help="Federated rounds.")] = 12,
-    strategy: Annotated[str, typer.Option(help="fedsvd or fedit.")] = "fedsvd",
+    strategy: Annotated[str, typer.Option(help="fedsvd, ffa, rolora, fedit, fedex, or a robust rule.")] = "fedsvd",
     privacy: Annotated[str, typer.Option(help="What is protected: user, example, client or off.")] = "user",
     noise: Annotated[str, typer.Option(help="Who adds noise: local (each node), server, shared (in parts).")] = "local",
     secure_aggregation: Annotated[bool, typer.Option("--secure-aggregation", help="Server sees sums alone.")] = False,
