@@ -191,6 +191,8 @@ class FederatedEvaluation:
             See `Simulation.run`; what was finished stays.
         """
         base = self._settings.base
+        for name, settings in self._settings.runs().items():  # an hour later would be too late
+            self._simulation(name, settings).check()
         encoder = TextEncoder.load(EncoderSpec.from_name(base.encoder), base.device)
         cache = open_or_build(self._cache, encoder, self._dataset.catalogue.texts, self._progress)
         zero_shot = initial_vectors(encoder, cache, base.seed)
@@ -228,11 +230,11 @@ class FederatedEvaluation:
         full, sampled = (quality_of(ranks, self._events.user, seed) for ranks in (ranking.full, ranking.sampled))
         return Row(full, sampled, ranking, row_slices(self._events, ranking, self._owner, seed))
 
-    def _trained(self, name: str, settings: SimulationSettings, before: Quality) -> Row:
+    def _simulation(self, name: str, settings: SimulationSettings) -> Simulation:
         def report(stage: str, done: int, total: int) -> None:
             self._progress(f"{name}: {stage}", done, total)
 
-        result = Simulation(
+        return Simulation(
             self._dataset,
             self._store / name,
             settings,
@@ -240,7 +242,10 @@ class FederatedEvaluation:
             note=lambda text: self._note(f"{name}: {text}"),
             clock=self._clock,
             cache=self._cache,
-        ).run()
+        )
+
+    def _trained(self, name: str, settings: SimulationSettings, before: Quality) -> Row:
+        result = self._simulation(name, settings).run()
         registry = Registry.open(self._store / name)
         vectors = registry.arrays(result.manifest.version, ITEM_VECTORS)["item_vectors"]
         # the last version, held back or not: to pick the best by these events would be to train on them

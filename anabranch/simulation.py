@@ -174,6 +174,20 @@ class Simulation:
             self._settings, state, manifest, _seconds(state, now - evaluating, now - began), resumed_from, stopped
         )
 
+    def check(self) -> None:
+        """Refuse what `run` would refuse for its settings alone; nothing is written or trained.
+
+        Raises
+        ------
+        InvalidSetting
+            When the guarantee cannot be kept with these settings.
+        EmptyData
+            When no user has enough clicks.
+        """
+        resolve_device(self._settings.device)
+        self._deal(Parts.of(self._dataset, self._settings.hide_cold, self._settings.seed))
+        self._plan("")
+
     # -- preparation ---------------------------------------------------------------------------------------------
 
     def _plan(self, encoder_sha256: str) -> RunPlan:

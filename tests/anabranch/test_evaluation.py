@@ -233,6 +233,14 @@ def test_unknown_names_are_refused(tiny_bert: Path) -> None:
         EvaluationSettings.named(base, units=["user"], noises=["nobody"], epsilons=[1.0])
 
 
+def test_a_guarantee_that_cannot_be_kept_is_refused_before_anything_is_trained(tiny_bert: Path, tmp_path: Path) -> None:
+    base = settings_for(tiny_bert).base
+    twice = replace(base, objective=replace(base.objective, local_steps=2))
+    with pytest.raises(InvalidSetting, match="local steps"):
+        FederatedEvaluation(data(), tmp_path, EvaluationSettings(twice, noises=("server",))).run()
+    assert not list(tmp_path.iterdir())
+
+
 def test_in_little_is_little(tiny_bert: Path) -> None:
     base = replace(settings_for(tiny_bert).base, clients=50, cohort=20, rounds=30)
     small = quick(EvaluationSettings(base, epsilons=(1.0, 3.0, 8.0)))
