@@ -360,6 +360,10 @@ class Simulation:
                     "cache": str(self._cache),
                     "encoder": self._settings.encoder,
                     "device": self._settings.device,
+                    # a simulated node agrees to what is simulated
+                    "max-epsilon": str(self._settings.privacy.epsilon),
+                    "units": self._settings.privacy.unit,
+                    "noise": self._settings.privacy.noise,
                     "secret-seed": str(stable_hash("secret", self._settings.seed, node) % 2**63),
                 }
             )

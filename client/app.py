@@ -12,6 +12,8 @@ A node's configuration (Flower's node config, or the in-process fleet's) names i
     The node's privacy ledger; beside it the node keeps what lasts between the stages of a secret sum.
 ``data-epoch``
     Name of the data epoch to charge, when the node's people are new ones; see `client.ledger`.
+``max-epsilon``, ``units``, ``noise``
+    What the node agrees to, whatever a server asks; see `client.policy`.
 ``secret-seed``
     Only in a simulation; a real node leaves it out, and its ledger keeps one from the operating system.
 """
@@ -29,6 +31,7 @@ from flwr.clientapp import ClientApp
 from client.dataset import NodeData
 from client.ledger import DEFAULT_EPOCH
 from client.node import Node, SecretSum
+from client.policy import NodePolicy
 from client.secagg import Participant
 from common.datasets.files import read_catalogue, read_interactions
 from common.encoder.adapter import TextEncoder
@@ -96,6 +99,7 @@ def make_app() -> ClientApp:
         base: Mapping[str, np.ndarray],
         hidden_in: SecretSum | None,
     ) -> AdapterUpdate:
+        NodePolicy.from_config(config).check(request)
         catalogue = bench.catalogue(config["catalogue"])
         encoder = bench.encoder(config["encoder"], config.get("device", "auto"))
         seed = config.get("secret-seed")

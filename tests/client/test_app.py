@@ -12,7 +12,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from client.app import decode, encode, make_app
 from common.datasets.files import write_catalogue, write_interactions
-from common.errors import EmptyData, InvalidSetting
+from common.errors import EmptyData, InvalidSetting, PrivacyError
 from common.events import Interaction
 from common.ids import arrays_sha256
 from common.instructions import PrivacyTerms, TrainRequest
@@ -80,8 +80,10 @@ def test_asked_again_in_another_process_it_gives_the_same_bytes(bench: Bench, co
 
 
 def test_without_a_guarantee_the_loss_comes_along(bench: Bench, config: dict[str, str]) -> None:
-    off = PrivacyTerms("off", math.inf, 1e-3, 1.0)
-    update = ask(make_request(bench, privacy=off), bench.base, config)
+    off = make_request(bench, privacy=PrivacyTerms("off", math.inf, 1e-3, 1.0))
+    with pytest.raises(PrivacyError, match="what this node agrees to"):
+        ask(off, bench.base, config)
+    update = ask(off, bench.base, {**config, "units": "user,off"})
     assert update.meta.metrics["loss"] > 0
     assert update.meta.privacy is None
 
