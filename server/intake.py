@@ -9,9 +9,9 @@ import numpy as np
 from common.errors import BudgetExceeded, UpdateRejected
 from common.instructions import TrainRequest
 from common.privacy import PrivacySpend
-from common.updates import AdapterUpdate
+from common.updates import AdapterUpdate, UpdateMeta
 from server.fleet.base import Failure, Fleet
-from server.validate import validate
+from server.validate import validate, validate_meta
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,8 @@ class Intake:
         self._epsilons: list[float] = []
         self._losses: list[float] = []
         self._bytes = 0
-        self._waiting = 0.0
+        self.waiting = 0.0
+        self.examples = 0.0
 
     def updates(self, answered: Callable[[int], None]) -> Iterator[AdapterUpdate]:
         """Yield the usable updates in the order of the node ids."""
@@ -88,20 +89,35 @@ class Intake:
         while True:
             asked = time.monotonic()
             reply = next(replies, None)
-            self._waiting += time.monotonic() - asked
+            self.waiting += time.monotonic() - asked
             if reply is None:
                 return
             if isinstance(reply.outcome, Failure):
-                self.failed[str(reply.node)] = reply.outcome.reason
-            elif self._accept(reply.node, reply.outcome):
-                self._bytes += reply.received_bytes
+                self.fail(reply.node, reply.outcome.reason)
+            elif self._accept(reply.node, reply.outcome, reply.received_bytes):
                 yield reply.outcome
 
-    def _accept(self, node: int, update: AdapterUpdate) -> bool:
+    def fail(self, node: int, reason: str) -> None:
+        """Keep why a node sent no usable update; the first reason counts."""
+        self.failed.setdefault(str(node), reason)
+
+    def _accept(self, node: int, update: AdapterUpdate, received: int) -> bool:
+        return self._keep(node, update.meta, received, lambda: validate(update, self._requests[node], self._adapter))
+
+    def accept_masked(self, node: int, meta: UpdateMeta, received: int, expected: int) -> bool:
+        """Tell whether a masked update is usable; of what it holds no more can be seen than how long it is."""
+
+        def check() -> None:
+            validate_meta(meta, self._requests[node])
+            if received != expected:
+                raise UpdateRejected(f"a masked update of {received} bytes", expected=f"{expected}")
+
+        return self._keep(node, meta, received, check)
+
+    def _keep(self, node: int, meta: UpdateMeta, received: int, check: Callable[[], None]) -> bool:
         """Tell whether an update is usable, and keep its public side; one that is not goes to quarantine."""
-        meta = update.meta
         try:
-            validate(update, self._requests[node], self._adapter)
+            check()
             # by node, which the transport vouches for; the client's name is its own word and could be another's
             if node in self._heard:
                 raise UpdateRejected(f"a second update of node {node}", expected="one a round")
@@ -109,6 +125,8 @@ class Intake:
             self.quarantined.append(Quarantined(meta.client, self.number, str(error)))
             return False
         self._heard.add(node)
+        self._bytes += received
+        self.examples += meta.examples
         if meta.epsilon is not None:
             self._epsilons.append(meta.epsilon)
         if "loss" in meta.metrics:
@@ -143,7 +161,7 @@ class Intake:
             quarantined=tuple(self.quarantined),
             epsilon=max(epsilons, default=None),
             reply_bytes=self._bytes,
-            seconds={"train": self._waiting, "aggregate": seconds - self._waiting},
+            seconds={"train": self.waiting, "aggregate": seconds - self.waiting},
             loss=float(np.mean(self._losses)) if self._losses else None,
             spend=spend,
         )

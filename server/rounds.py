@@ -5,6 +5,7 @@ killed goes on from the last whole round to the same adapter. Flower's own ``Str
 1, waits for ever below its minimum of nodes, and ends with empty arrays when all clients fail.
 """
 
+import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -18,7 +19,7 @@ import torch
 from common.clock import Clock
 from common.errors import ArtifactCorrupt, BudgetExceeded, InvalidSetting, RoundError, StoreMismatch
 from common.ids import arrays_sha256
-from common.instructions import PrivacyTerms, TrainRequest
+from common.instructions import PrivacyTerms, SecureTerms, TrainRequest
 from common.manifests import Manifest
 from common.privacy import PrivacyClaim, PrivacySpend
 from common.progress import Progress
@@ -29,6 +30,7 @@ from server.fleet.base import Fleet
 from server.intake import Intake, RoundRecord
 from server.plan import RunPlan
 from server.pool import Pool, ServerNoise, mean_of, pool_updates
+from server.secagg import SecretSession
 
 __all__ = ["RoundLoop", "RoundRecord", "RoundStore", "RunPlan", "RunState"]
 
@@ -212,8 +214,6 @@ class RoundLoop:
         InvalidSetting
             When the guarantee cannot be kept over this fleet.
         """
-        if self._plan.secure_aggregation:
-            raise InvalidSetting("secure aggregation over this fleet", expected="a fleet that carries its stages")
         nodes = self._fleet.nodes()
         planned = self._plan.planned_steps(nodes)
         sigma = self._sigma(nodes, max(planned.values(), default=1))
@@ -247,11 +247,16 @@ class RoundLoop:
         self._progress(stage, 0, len(requests))
         intake = Intake(number, requests, state.adapter, self._fleet, self._plan.timeout_s)
         started = time.monotonic()
-        updates: Iterable[AdapterUpdate] = intake.updates(lambda count: self._progress(stage, count, len(requests)))
+
+        def answered(count: int) -> None:
+            self._progress(stage, count, len(requests))
+
+        updates: Iterable[AdapterUpdate]
         if self._plan.only_sum:
-            pool = pool_updates(updates, state.adapter, self._trained(state), self._bound())
-            self._refuse_few(intake, len(requests))
+            pool = self._pool(intake, requests, state, answered)
             updates = [self._mean(self._noised(pool, state, sigma), state, nodes)]
+        else:
+            updates = intake.updates(answered)
         result = self._strategy.aggregate(self._tensors(state.adapter), self._tensors(state.strategy_state), updates)
         self._refuse_few(intake, len(requests))
         return RunState(
@@ -281,7 +286,28 @@ class RoundLoop:
             mend="mend the nodes and run the same command with --resume",
         )
 
-    # -- one noise for all -----------------------------------------------------------------------------------------
+    # -- one sum for all -----------------------------------------------------------------------------------------
+
+    def _pool(
+        self,
+        intake: Intake,
+        requests: Mapping[int, TrainRequest],
+        state: RunState,
+        answered: Callable[[int], None],
+    ) -> Pool:
+        """Return the sum of the updates, in the open or without ever seeing one of them."""
+        if not self._plan.secure_aggregation:
+            pool = pool_updates(intake.updates(answered), state.adapter, self._trained(state), self._bound())
+            self._refuse_few(intake, len(requests))
+            return pool
+        terms = SecureTerms(self._plan.cohort, self._plan.min_replies, self._plan.colluders)
+        # each attempt has a name of its own: a node that is asked for two sums must know that they are two
+        name = f"{self._plan.run}/{intake.number}/{secrets.token_hex(16)}"
+        session = SecretSession(name, terms, requests, state.adapter, self._plan.timeout_s)
+        started = time.monotonic()
+        total = session.total(self._fleet, intake, answered)
+        intake.waiting += time.monotonic() - started
+        return total
 
     def _charge(self, state: RunState, sigma: float) -> tuple[PrivacySpend | None, float | None]:
         """Return what the coming round costs nodes that are not asked either, and epsilon with it.

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 
@@ -27,6 +27,15 @@ class Reply:
     received_bytes: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class RawReply:
+    """One node's answer to a question of a secret sum, as the bytes it sent."""
+
+    node: int
+    outcome: bytes | Failure
+
+
+Arrival = TypeVar("Arrival", Reply, RawReply)
 Answered = Callable[[int], None]
 """Called with the number of replies so far."""
 
@@ -51,10 +60,24 @@ class Fleet(Protocol):
         over the replies are the same in every run.
         """
 
+    def ask(
+        self,
+        questions: Mapping[int, bytes],
+        adapter: Mapping[str, np.ndarray] | None,
+        *,
+        group: str,
+        timeout_s: float,
+        answered: Answered,
+    ) -> Iterator[RawReply]:
+        """Ask nodes one stage of a secret sum, with the adapter where they are to train from it.
 
-def in_order(nodes: Sequence[int], arriving: Iterator[Reply]) -> Iterator[Reply]:
+        One reply a question, in the order of the node ids; silence past `timeout_s` gives a `Failure`.
+        """
+
+
+def in_order(nodes: Sequence[int], arriving: Iterator[Arrival]) -> Iterator[Arrival]:
     """Yield replies in the order of `nodes`, keeping back those that come early."""
-    early: dict[int, Reply] = {}
+    early: dict[int, Arrival] = {}
     waiting = iter(nodes)
     wanted = next(waiting, None)
     for reply in arriving:

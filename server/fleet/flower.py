@@ -13,9 +13,11 @@ from common.errors import UpdateRejected
 from common.instructions import TrainRequest
 from common.privacy import PrivacySpend
 from common.updates import AdapterUpdate, UpdateMeta
-from server.fleet.base import Answered, Failure, Reply, in_order
+from server.fleet.base import Answered, Failure, RawReply, Reply, in_order
 
 POLL_S = 0.02
+STAGE_ACTION = "secret_sum"
+"""The action of the query messages that carry the stages of a secret sum."""
 
 
 class GridFleet:
@@ -43,7 +45,7 @@ class GridFleet:
         answered: Answered,
     ) -> Iterator[Reply]:
         """Send one train message a node and yield the replies in the order of the node ids."""
-        arrays = ArrayRecord(OrderedDict((name, Array(array)) for name, array in sorted(adapter.items())))
+        arrays = _record(adapter)
         nodes = sorted(requests)
         messages = [
             Message(
@@ -55,11 +57,38 @@ class GridFleet:
             )
             for node in nodes
         ]
-        yield from in_order(nodes, self._exchange(nodes, messages, timeout_s, answered))
+        arriving = self._exchange(nodes, messages, timeout_s, answered)
+        yield from in_order(nodes, (_reply(node, message, timeout_s) for node, message in arriving))
+
+    def ask(
+        self,
+        questions: Mapping[int, bytes],
+        adapter: Mapping[str, np.ndarray] | None,
+        *,
+        group: str,
+        timeout_s: float,
+        answered: Answered,
+    ) -> Iterator[RawReply]:
+        """Send one query message a node and yield the replies in the order of the node ids."""
+        arrays = {} if adapter is None else {"adapter": _record(adapter)}
+        nodes = sorted(questions)
+        messages = [
+            Message(
+                RecordDict({"question": ConfigRecord({"body": questions[node]}), **arrays}),
+                dst_node_id=node,
+                message_type=f"{MessageType.QUERY}.{STAGE_ACTION}",
+                group_id=group,
+                ttl=timeout_s + 60.0,
+            )
+            for node in nodes
+        ]
+        arriving = self._exchange(nodes, messages, timeout_s, answered)
+        yield from in_order(nodes, (_raw_reply(node, message, timeout_s) for node, message in arriving))
 
     def _exchange(
         self, nodes: list[int], messages: list[Message], timeout_s: float, answered: Answered
-    ) -> Iterator[Reply]:
+    ) -> Iterator[tuple[int, Message | None]]:
+        """Yield each node's reply as it arrives, and at the end None for each that is silent."""
         waiting = dict(zip(self._grid.push_messages(messages), nodes, strict=True))
         deadline = time.monotonic() + timeout_s
         while waiting and time.monotonic() < deadline:
@@ -68,16 +97,41 @@ class GridFleet:
                 node = waiting.pop(message.metadata.reply_to_message_id, None)
                 if node is not None:
                     answered(len(nodes) - len(waiting))
-                    yield _reply(node, message)
+                    yield node, message
             if not arrived:
                 time.sleep(POLL_S)
         for node in sorted(waiting.values()):
-            yield Reply(node, Failure(node, f"no reply within {timeout_s:.0f} s"))
+            yield node, None
 
 
-def _reply(node: int, message: Message) -> Reply:
+def _record(adapter: Mapping[str, np.ndarray]) -> ArrayRecord:
+    return ArrayRecord(OrderedDict((name, Array(array)) for name, array in sorted(adapter.items())))
+
+
+def _failure(node: int, message: Message | None, timeout_s: float) -> Failure | None:
+    """Return why there is nothing to decode, if so."""
+    if message is None:
+        return Failure(node, f"no reply within {timeout_s:.0f} s")
     if message.has_error():
-        return Reply(node, Failure(node, message.error.reason or f"error code {message.error.code}"))
+        return Failure(node, message.error.reason or f"error code {message.error.code}")
+    return None
+
+
+def _raw_reply(node: int, message: Message | None, timeout_s: float) -> RawReply:
+    failure = _failure(node, message, timeout_s)
+    if message is None or failure is not None:
+        return RawReply(node, failure or Failure(node, "no reply"))
+    answer = message.content.config_records.get("answer")
+    body = None if answer is None else answer.get("body")
+    if not isinstance(body, bytes):
+        return RawReply(node, Failure(node, "a reply without an answer; expected record answer with its body"))
+    return RawReply(node, body)
+
+
+def _reply(node: int, message: Message | None, timeout_s: float) -> Reply:
+    failure = _failure(node, message, timeout_s)
+    if message is None or failure is not None:
+        return Reply(node, failure or Failure(node, "no reply"))
     try:
         update = decode_update(message.content)
     except UpdateRejected as error:

@@ -2,20 +2,30 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 
+from client.node import SecretSum
+from client.secagg import Participant
+from common.errors import AnabranchError
 from common.ids import rng_for
 from common.instructions import TrainRequest
 from common.privacy import PrivacySpend
+from common.secret_sum import decode_question
 from common.updates import AdapterUpdate, UpdateMeta
-from server.fleet.base import Answered, Failure, Reply
+from server.fleet.base import Answered, Failure, RawReply, Reply
 
 Behaviour = Callable[[Reply], list[Reply]]
 """What a bad node makes of the honest reply it could have given."""
+Spoiler = Callable[[RawReply], RawReply]
+"""The same for a stage of a secret sum."""
+Update = Callable[[int, TrainRequest, Mapping[str, np.ndarray], SecretSum | None], AdapterUpdate]
 
 
-def honest(node: int, request: TrainRequest, adapter: Mapping[str, np.ndarray]) -> AdapterUpdate:
+def honest(
+    node: int, request: TrainRequest, adapter: Mapping[str, np.ndarray], hidden_in: SecretSum | None = None
+) -> AdapterUpdate:
     """Return an update that depends on node, round and adapter alone, with an epsilon that grows by rounds."""
     rng = rng_for("honest", node, request.round)
     arrays = {
@@ -49,11 +59,23 @@ class MemoryFleet:
         (round, node) to what it does instead of answering well.
     asked
         Every request that came, in order.
+    folder
+        Where nodes keep what lasts between the stages of a secret sum.
+    spoiled
+        (stage, node) to what it makes of its answer to that stage.
+    update
+        What a node trains.
+    seen
+        All that the server got in secret sums: (stage, node, answer).
     """
 
     count: int
     bad: Mapping[tuple[int, int], Behaviour] = field(default_factory=dict)
     asked: list[TrainRequest] = field(default_factory=list)
+    folder: Path = Path()
+    spoiled: Mapping[tuple[str, int], Spoiler] = field(default_factory=dict)
+    update: Update = honest
+    seen: list[tuple[str, int, bytes]] = field(default_factory=list)
 
     def nodes(self) -> tuple[int, ...]:
         return tuple(range(1, self.count + 1))
@@ -69,10 +91,49 @@ class MemoryFleet:
         for number, node in enumerate(sorted(requests), start=1):
             request = requests[node]
             self.asked.append(request)
-            update = honest(node, request, adapter)
+            update = self.update(node, request, adapter, None)
             reply = Reply(node, update, sum(array.nbytes for array in update.arrays.values()))
             answered(number)
             yield from self.bad[request.round, node](reply) if (request.round, node) in self.bad else [reply]
+
+    def ask(
+        self,
+        questions: Mapping[int, bytes],
+        adapter: Mapping[str, np.ndarray] | None,
+        *,
+        group: str,
+        timeout_s: float,
+        answered: Answered,
+    ) -> Iterator[RawReply]:
+        for number, node in enumerate(sorted(questions), start=1):
+            stage = type(decode_question(questions[node])).__name__
+            try:
+                reply = RawReply(node, self._participant(node).answer(questions[node], self._train(node, adapter)))
+            except AnabranchError as error:
+                reply = RawReply(node, Failure(node, str(error)))
+            spoil = self.spoiled.get((stage, node))
+            reply = reply if spoil is None else spoil(reply)
+            if isinstance(reply.outcome, bytes):
+                self.seen.append((stage, node, reply.outcome))
+            answered(number)
+            yield reply
+
+    def _participant(self, node: int) -> Participant:
+        return Participant(node, self.folder / f"node-{node}")
+
+    def _train(
+        self, node: int, adapter: Mapping[str, np.ndarray] | None
+    ) -> Callable[[TrainRequest, SecretSum], AdapterUpdate]:
+        def train(request: TrainRequest, hidden_in: SecretSum) -> AdapterUpdate:
+            assert adapter is not None
+            self.asked.append(request)
+            return self.update(node, request, adapter, hidden_in)
+
+        return train
+
+
+def gone(reply: RawReply) -> RawReply:
+    return RawReply(reply.node, Failure(reply.node, "no reply within 600 s"))
 
 
 def silent(reply: Reply) -> list[Reply]:
