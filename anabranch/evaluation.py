@@ -284,6 +284,7 @@ class FederatedEvaluation:
             "sample_rate": base.privacy.sample_rate,
             "records_expected": self._records(),
             "strategy": base.strategy,
+            "server_learning_rate": base.server_learning_rate,
             "centralised": f"one node, strategy {CENTRAL_STRATEGY} (A and B), no privacy, as many records",
             "objective": msgspec.to_builtins(base.objective),
             "delta": base.privacy.delta,

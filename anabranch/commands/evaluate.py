@@ -7,6 +7,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from anabranch.commands import evaluate_audit
 from anabranch.output import Output
 from common.errors import InvalidSetting
 
@@ -17,6 +18,7 @@ DATA = "movielens-100k"
 STORE = Path("anabranch-evaluation")
 
 app = typer.Typer(no_args_is_help=True, help="Measure what was learned, beside what it must be compared with.")
+app.command("audit")(evaluate_audit.audit)
 
 
 @app.command("federated")
@@ -35,6 +37,7 @@ def federated(
     negatives: Annotated[int, typer.Option(help="Sampled items a record.")] = 16,
     clip: Annotated[float, typer.Option(help="Bound on a record's gradient norm.")] = 0.5,
     local_steps: Annotated[int, typer.Option(help="Gradient steps a node and round.")] = 1,
+    server_learning_rate: Annotated[float, typer.Option(help="Of the server's optimiser, in every row.")] = 1e-2,
     hide_cold: Annotated[float, typer.Option(help="Share of the items to hide from training, to test on them.")] = 0.2,
     evaluate_every: Annotated[int, typer.Option(help="Rounds between points of the curves; 0: about six.")] = 0,
     encoder: Annotated[str, typer.Option(help="minilm, a Hugging Face BERT, or a folder.")] = "minilm",
@@ -57,9 +60,8 @@ def federated(
       anabranch evaluate federated --quick --json
     """  # noqa: D301 - \b is click's mark for lines to keep, not an escape of ours
     out = Output(as_json=as_json)
+    from anabranch import evaluation_settings as asked
     from anabranch.evaluation import FederatedEvaluation
-    from anabranch.evaluation_settings import QUICK_DATA, EvaluationSettings
-    from anabranch.evaluation_settings import quick as in_little
     from anabranch.simulation import SimulationSettings, privacy_terms
     from common.datasets.registry import load_dataset
     from common.instructions import Objective
@@ -71,6 +73,7 @@ def federated(
         strategy=strategy,
         privacy=privacy_terms("user", epsilon=1.0, delta=delta, sample_rate=sample_rate),
         objective=Objective(window=window, negatives=negatives, clip=clip, local_steps=local_steps),
+        server_learning_rate=server_learning_rate,
         encoder=encoder,
         device=device,
         seed=seed,
@@ -78,17 +81,19 @@ def federated(
         evaluate_every=evaluate_every or max(1, rounds // 6),
         hide_cold=hide_cold,
     )
-    settings = EvaluationSettings.named(base, units=_words(units), noises=_words(noises), epsilons=_numbers(epsilons))
-    settings = in_little(settings) if quick else settings
+    rows = {"units": _words(units), "noises": _words(noises)}
+    settings = asked.EvaluationSettings.named(base, epsilons=_numbers(epsilons), **rows)
+    settings = asked.quick(settings) if quick else settings
     with out.progress() as progress:
-        dataset = load_dataset(data or (QUICK_DATA if quick else DATA), seed=seed, progress=progress, notice=out.note)
+        dataset = load_dataset(
+            data or (asked.QUICK_DATA if quick else DATA), seed=seed, progress=progress, notice=out.note
+        )
         evaluation = FederatedEvaluation(dataset, store, settings, progress=progress, note=out.note).run()
-    payload = _report(evaluation, report or store / "report")
-    out.result(payload, lambda console: draw(console, payload))
+    _tell(out, evaluation, report or store / "report")
 
 
-def _report(evaluation: "Evaluation", folder: Path) -> dict[str, Any]:
-    """Write the report's three files and return what the command prints."""
+def _tell(out: Output, evaluation: "Evaluation", folder: Path) -> None:
+    """Write the report's three files and print the result."""
     from anabranch.evaluation import save_json
     from anabranch.evaluation_report import compose, findings
     from anabranch.report import write_report
@@ -97,7 +102,7 @@ def _report(evaluation: "Evaluation", folder: Path) -> dict[str, Any]:
     told = {"findings": findings(evaluation)[0], "report": str(page), "report_markdown": str(markdown)}
     payload = {**evaluation.as_json(), **told}
     save_json(payload, folder)
-    return payload
+    out.result(payload, lambda console: draw(console, payload))
 
 
 def _words(text: str) -> list[str]:
