@@ -1,7 +1,7 @@
 """`anabranch simulate`: federated rounds on one machine."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 from rich.console import Console
@@ -9,12 +9,33 @@ from rich.table import Table
 
 from anabranch.output import Output
 
+if TYPE_CHECKING:
+    from anabranch.simulation_settings import SimulationSettings
+
 ROWS = {
     "random": "random",
     "popularity": "popularity (clicks in the training part)",
     "zero_shot": "zero-shot text (no training)",
     "global": "global model",
 }
+
+
+class Effort(NamedTuple):
+    """How much is done in a round, and how far it moves."""
+
+    sample_rate: float
+    local_steps: int
+    server_learning_rate: float
+
+
+def effort_of(unit: str, *given: float | None) -> Effort:
+    """Return the effort that was given, filled up with what suits the unit.
+
+    Noise is what makes few, small, careful steps right; without it there is no reason for them.
+    """
+    usual = (1.0, 2, 0.02) if unit == "off" else (0.2, 1, 0.01)
+    rate, steps, learning_rate = (own if own is not None else other for own, other in zip(given, usual, strict=True))
+    return Effort(float(rate), int(steps), float(learning_rate))
 
 
 def simulate(
@@ -30,11 +51,12 @@ def simulate(
     min_replies: Annotated[int, typer.Option(help="Fewer updates fail a round; 0: 1, or 2/3 when secure.")] = 0,
     epsilon: Annotated[float, typer.Option(help="Budget of every client over the whole run.")] = 8.0,
     delta: Annotated[float, typer.Option(help="Delta of the guarantee; below one over a node's records.")] = 1e-4,
-    sample_rate: Annotated[float, typer.Option(help="Chance of each record to take part in a step.")] = 0.2,
+    sample_rate: Annotated[float | None, typer.Option(help="Chance of a record a step; 0.2, privacy off 1.")] = None,
     window: Annotated[int, typer.Option(help="Most clicks in a record.")] = 12,
     negatives: Annotated[int, typer.Option(help="Sampled items a record.")] = 16,
     clip: Annotated[float, typer.Option(help="Bound on a record's gradient norm.")] = 0.5,
-    local_steps: Annotated[int, typer.Option(help="Gradient steps a node and round.")] = 1,
+    local_steps: Annotated[int | None, typer.Option(help="Steps a node and round; 1, without privacy 2.")] = None,
+    server_rate: Annotated[float | None, typer.Option(help="Of the server; 0.01, privacy off 0.02.")] = None,
     engine: Annotated[str, typer.Option(help="inprocess: worker processes on this machine.")] = "inprocess",
     encoder: Annotated[str, typer.Option(help="minilm, a Hugging Face BERT, or a folder.")] = "minilm",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
@@ -54,18 +76,18 @@ def simulate(
       anabranch simulate --clients 10 --rounds 12 --epsilon 8
       anabranch simulate --data synthetic --privacy off --store /tmp/try
     """  # noqa: D301 - \b is click's mark for lines to keep, not an escape of ours
-    out = Output(as_json=as_json)
-    from anabranch.simulation import Simulation, SimulationSettings, privacy_terms
-    from common.datasets.registry import load_dataset
+    from anabranch.simulation_settings import SimulationSettings, privacy_terms
     from common.instructions import Objective
 
+    effort = effort_of(privacy, sample_rate, local_steps, server_rate)
     settings = SimulationSettings(
         clients=clients,
         cohort=cohort or clients,
         rounds=rounds,
         strategy=strategy,
-        privacy=privacy_terms(privacy, epsilon=epsilon, delta=delta, sample_rate=sample_rate, noise=noise),
-        objective=Objective(window=window, negatives=negatives, clip=clip, local_steps=local_steps),
+        privacy=privacy_terms(privacy, epsilon=epsilon, delta=delta, sample_rate=effort.sample_rate, noise=noise),
+        objective=Objective(window=window, negatives=negatives, clip=clip, local_steps=effort.local_steps),
+        server_learning_rate=effort.server_learning_rate,
         engine=engine,
         encoder=encoder,
         device=device,
@@ -79,8 +101,15 @@ def simulate(
         hide_cold=hide_cold,
         patience=patience,
     )
+    _run(data, store, settings, Output(as_json=as_json))
+
+
+def _run(data: str, store: Path, settings: "SimulationSettings", out: Output) -> None:
+    from anabranch.simulation import Simulation
+    from common.datasets.registry import load_dataset
+
     with out.progress() as report:
-        dataset = load_dataset(data, seed=seed, progress=report, notice=out.note)
+        dataset = load_dataset(data, seed=settings.seed, progress=report, notice=out.note)
         result = Simulation(dataset, store, settings, progress=report, note=out.note).run()
     payload = result.as_json()
     out.result(payload, lambda console: draw(console, payload))
