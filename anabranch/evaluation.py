@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from anabranch.evaluation_settings import CENTRAL_STRATEGY, EvaluationSettings
+from anabranch.evaluation_settings import CENTRALISED, EvaluationSettings
 from anabranch.parts import TRAIN_SHARE, Parts, owners
 from anabranch.provenance import commit, machine
 from anabranch.simulation import Simulation, SimulationResult, SimulationSettings, initial_vectors
@@ -285,7 +285,7 @@ class FederatedEvaluation:
             "records_expected": self._records(),
             "strategy": base.strategy,
             "server_learning_rate": base.server_learning_rate,
-            "centralised": f"one node, strategy {CENTRAL_STRATEGY} (A and B), no privacy, as many records",
+            "centralised": f"one node, strategy {self._settings.runs()[CENTRALISED].strategy}, as many records",
             "objective": msgspec.to_builtins(base.objective),
             "delta": base.privacy.delta,
             "encoder": encoder.spec.name,

@@ -7,10 +7,9 @@ from anabranch.simulation_settings import SimulationSettings, privacy_terms
 from common.errors import InvalidSetting
 from common.instructions import PrivacyTerms
 from common.privacy import Noise, PrivacyUnit
+from server.aggregate import MEAN_SUFFICES
 
 CENTRALISED, FEDERATED = "centralised", "federated"
-CENTRAL_STRATEGY = "fedit"
-"""One node that trains A and B: with a single update there is no average to be wrong, so this is plain LoRA."""
 QUICK_CLIENTS, QUICK_ROUNDS, QUICK_TEXTS = 4, 2, 6
 QUICK_DATA = "synthetic:users=80,items=80,events=2400"
 
@@ -74,6 +73,8 @@ class EvaluationSettings:
         cohort would draw, out of everybody.
         """
         base = replace(self.base, resume=True, patience=0)
+        # the same strategy, so that only federation differs; a rule that compares updates has no use for one
+        alone = base.strategy if base.strategy in MEAN_SUFFICES else "fedsvd"
         terms = base.privacy
         off = replace(terms, unit="off", epsilon=float("inf"), noise="local")
         everybody = replace(off, sample_rate=terms.sample_rate * base.cohort / base.clients)
@@ -83,9 +84,7 @@ class EvaluationSettings:
             for noise in self.noises
             for epsilon in self.epsilons
         }
-        central = replace(
-            base, clients=1, cohort=1, strategy=CENTRAL_STRATEGY, privacy=everybody, secure_aggregation=False
-        )
+        central = replace(base, clients=1, cohort=1, strategy=alone, privacy=everybody, secure_aggregation=False)
         plain = replace(base, privacy=off, secure_aggregation=False)
         return {CENTRALISED: central, FEDERATED: plain, **private}
 

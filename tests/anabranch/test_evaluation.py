@@ -203,6 +203,13 @@ def test_the_centralised_row_sees_as_many_records(tiny_bert: Path) -> None:
     assert {run.privacy.unit for run in (federated, central)} == {"off"}
 
 
+@pytest.mark.parametrize(("strategy", "alone"), [("fedit", "fedit"), ("fedsvd", "fedsvd"), ("median", "fedsvd")])
+def test_one_node_alone_needs_no_robust_rule(tiny_bert: Path, strategy: str, alone: str) -> None:
+    settings = settings_for(tiny_bert)
+    runs = replace(settings, base=replace(settings.base, strategy=strategy)).runs()
+    assert (runs[FEDERATED].strategy, runs[CENTRALISED].strategy) == (strategy, alone)
+
+
 def test_rows_are_named_by_their_guarantee(tiny_bert: Path) -> None:
     assert row_name("user", "local", 8.0) == PRIVATE
     assert row_name("example", "shared", 0.5) == "example_shared_epsilon_0.5"
