@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -147,3 +148,28 @@ def _backward(
     losses = record_losses(torch.cat(pieces)[back], batch, plan.temperature)
     hooks.backward(losses)
     return [float(loss) for loss in losses.detach().cpu()]
+
+
+def record_gradients(
+    plan: TrainPlan, base: Mapping[str, np.ndarray], records: list[Record], encoder: TextEncoder, cache: HiddenCache
+) -> np.ndarray:
+    """Return what each record adds to a step's sum at `base`: minus its clipped gradient, float32 [records, d].
+
+    No noise is in it, so it must not leave the node: it is for audits. The d numbers are the trained tensors, in the
+    order of their names, each flat.
+    """
+    encoder.set_adapter(base)
+    parameters: list[Any] = list(encoder.trainable(plan.trained).values())  # Opacus adds attributes
+    hooks = RecordHooks(encoder.peft)
+    rows = []
+    try:
+        for start in range(0, len(records), RECORDS_A_PASS):
+            _backward(records[start : start + RECORDS_A_PASS], plan, encoder, cache, hooks)
+            rows.append(torch.cat([each.grad_sample.flatten(1) for each in parameters], dim=1).cpu())
+            for parameter in parameters:
+                parameter.grad, parameter.grad_sample = None, None
+    finally:
+        hooks.remove_hooks()
+    gradients = torch.cat(rows)
+    factors = (plan.clip / gradients.norm(dim=1, keepdim=True).clamp_min(1e-12)).clamp_max(1.0)
+    return np.asarray((-plan.learning_rate * factors * gradients).numpy(), dtype=np.float32)
