@@ -1,7 +1,7 @@
 """One noise over all updates: sized, placed, accounted for, and divided by what depends on no data."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -106,8 +106,8 @@ class Recording:
     def __post_init__(self) -> None:
         self.given: list[AdapterUpdate] = []
 
-    def trained(self, names: object, state: object = None) -> tuple[str, ...]:
-        return ("x.lora_B.weight",)
+    def trained(self, names: Iterable[str], state: object = None) -> tuple[str, ...]:
+        return tuple(sorted(name for name in names if "lora_B" in name))
 
     def aggregate(self, adapter: object, state: object, updates: object) -> Aggregate:
         given = list(updates)  # type: ignore[call-overload]  # an iterable
