@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from common.errors import RoundError, UpdateRejected
+from common.errors import BudgetExceeded, RoundError, UpdateRejected
 from common.fixed_point import FixedPoint, unflatten
 from common.instructions import SecureTerms, TrainRequest
 from common.masking import KeyPair, own_mask, pair_mask, put_together
@@ -72,6 +72,8 @@ class SecretSession:
 
         Raises
         ------
+        BudgetExceeded
+            When too few nodes are left because their budgets are spent.
         RoundError
             When after a stage fewer nodes than the threshold are left, or the sum cannot be unmasked.
         """
@@ -101,6 +103,15 @@ class SecretSession:
     def _refuse_few(self, stage: str, left: Mapping[int, object], intake: Intake) -> None:
         if len(left) >= self.terms.threshold:
             return
+        refusals = intake.over_budget()
+        if refusals and len(self.requests) - len(refusals) < self.terms.threshold:
+            raise BudgetExceeded(
+                f"round {intake.number} was refused by {len(refusals)} of {len(self.requests)} nodes for their privacy "
+                f"budget{intake.first_reason()}",
+                expected=f"at least {self.terms.threshold} with budget left",
+                consequence=f"nothing is unmasked and the model of round {intake.number - 1} stays",
+                mend="ask for no more rounds than planned, or raise --epsilon in a new store, knowingly",
+            )
         raise RoundError(
             f"round {intake.number} has {stage} of {len(left)} nodes of {len(self.requests)}{intake.first_reason()}",
             expected=f"at least {self.terms.threshold}",

@@ -23,6 +23,7 @@ PLANTS = {
     "river": ("stream/planted.py", "from river import reco"),
     "numba": ("server/planted.py", "import numba"),
     "flwr": ("server/serving/planted.py", "import flwr"),
+    "cryptography": ("server/planted.py", "from cryptography.fernet import Fernet"),
     "fastapi": ("server/planted.py", "import fastapi"),
     "torch-in-common": ("common/planted.py", "import torch"),
     "torch-in-the-open": ("anabranch/commands/planted.py", "def f() -> None:\n    import torch"),

@@ -13,7 +13,7 @@ import torch
 from client.node import SecretSum
 from client.postprocess import add_noise, clip_whole
 from common.encoder.adapter import initial_adapter
-from common.errors import RoundError, UpdateRejected
+from common.errors import BudgetExceeded, RoundError, UpdateRejected
 from common.fixed_point import FixedPoint, flatten
 from common.instructions import Objective, PrivacyTerms, SecureTerms, TrainRequest
 from common.masking import own_mask, put_together
@@ -22,7 +22,7 @@ from common.secret_sum import Keys, MaskedUpdate, Shares, Unmasking, decode_answ
 from common.updates import AdapterUpdate
 from server.aggregate import strategy_named
 from server.aggregate.base import RowAdam
-from server.fleet.base import RawReply
+from server.fleet.base import Failure, RawReply
 from server.intake import Intake
 from server.plan import RunPlan
 from server.pool import Pool, ServerNoise
@@ -108,6 +108,15 @@ def test_below_the_threshold_nothing_is_unmasked(tmp_path: Path, stage: str) -> 
         total_of(fleet)
     if stage != "AskUnmasking":
         assert not [entry for entry in fleet.seen if entry[0] == "AskUnmasking"]
+
+
+def test_spent_budgets_end_the_run_by_their_name(tmp_path: Path) -> None:
+    def spent(reply: RawReply) -> RawReply:
+        return RawReply(reply.node, Failure(reply.node, "BudgetExceeded: this round would bring epsilon to 9"))
+
+    fleet = MemoryFleet(5, folder=tmp_path, spoiled={("AskUpdate", node): spent for node in (1, 2, 4)})
+    with pytest.raises(BudgetExceeded, match="round 1 was refused by 3 of 5 nodes for their privacy budget"):
+        total_of(fleet)
 
 
 # -- what the server can see -----------------------------------------------------------------------------------------
