@@ -19,6 +19,7 @@ PLANTS = {
     "common-anabranch": ("common/planted.py", "import anabranch.output"),
     "server-anabranch": ("server/planted.py", "import anabranch.output"),
     "opacus": ("client/planted.py", "from opacus import PrivacyEngine"),
+    "dp-accounting": ("client/planted.py", "import dp_accounting"),
     "kafka": ("stream/planted.py", "import kafka"),
     "river": ("stream/planted.py", "from river import reco"),
     "numba": ("server/planted.py", "import numba"),
