@@ -271,7 +271,7 @@ def test_a_lost_ledger_shows_in_the_claim(store: Path) -> None:
 
 def test_a_round_that_asked_nobody_needs_no_entry(tmp_path: Path) -> None:
     Ledger(tmp_path / "clients" / "a" / "ledger.sqlite", "a").close()
-    publish(tmp_path, 0.7, version="v000001", unit="client")
+    publish(tmp_path, 0.7, version="v000008", unit="client")
     assert run_json("verify", "--store", str(tmp_path))["ok"] is True
-    publish(tmp_path, 0.7, version="v000002", unit="user", created_at=6_000)
+    publish(tmp_path, 0.7, version="v000009", unit="user", created_at=6_000)
     assert json.loads(run("verify", "--store", str(tmp_path), "--json")[0])["ok"] is False
