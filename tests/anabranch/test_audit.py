@@ -122,7 +122,7 @@ def test_without_noise_the_claim_is_refuted(encoder: TextEncoder, cache: HiddenC
     assert found.bound <= found.reachable
 
 
-@pytest.mark.parametrize("unit", ["user", "example"])
+@pytest.mark.parametrize("unit", [pytest.param("user", marks=pytest.mark.slow), "example"])
 def test_without_noise_each_unit_is_found_out_under_sampling(
     encoder: TextEncoder, cache: HiddenCache, unit: Any
 ) -> None:
