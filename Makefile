@@ -2,7 +2,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check format lint types imports dependencies test-fast test-slow bench clean
+.PHONY: help venv demo test check format lint types imports dependencies test-fast test-slow bench bench-federated clean
 
 # the first supported Python that is there and starts; `make demo PYTHON=/path/to/python3.12` overrides it
 PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3 python; do \
@@ -20,7 +20,7 @@ export FLWR_DISABLE_UPDATE_CHECK := 1
 TEST_ENV := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
 
 help:  ## Show this list
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' Makefile
 
 venv: $(VENV)/.installed  ## Make .venv with what the program needs
 
@@ -54,6 +54,9 @@ test-slow: $(VENV)/.installed-dev  ## The tests that take minutes
 
 bench: $(VENV)/.installed  ## Measure each claim of benchmarks/ again
 	@for claim in benchmarks/[a-z]*.py; do echo "$$claim"; OMP_NUM_THREADS=1 $(BIN)/python "$$claim" || exit 1; done
+
+bench-federated: $(VENV)/.installed  ## Measure what privacy, the cache and aggregation cost
+	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/federated.py
 
 clean:  ## Remove what the targets made; stores of models stay
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

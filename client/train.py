@@ -132,20 +132,45 @@ def _array(tensor: torch.Tensor) -> np.ndarray:
     return tensor.detach().cpu().numpy().astype(np.float32)
 
 
-def _backward(
-    records: list[Record], plan: TrainPlan, encoder: TextEncoder, cache: HiddenCache, hooks: RecordHooks
-) -> list[float]:
-    """Leave each record's gradient in the parameters' ``grad_sample`` and return the losses."""
+def losses_of(
+    records: list[Record],
+    temperature: float,
+    encoder: TextEncoder,
+    cache: HiddenCache,
+    hooks: RecordHooks | None = None,
+) -> torch.Tensor:
+    """Run the forward pass of some records and return their losses, float32 [records].
+
+    Parameters
+    ----------
+    records
+        At least one.
+    temperature
+        Of the objective.
+    encoder, cache
+        The adapter is the encoder's.
+    hooks
+        Given to tell the records' gradients apart; without them a backward pass gives their sum, as anywhere else.
+    """
     batch = flatten(records)
-    hooks.begin(len(records))
+    if hooks is not None:
+        hooks.begin(len(records))
     order = np.argsort(cache.lengths[batch.rows], kind="stable")
     pieces = []
     for start in range(0, len(order), TEXTS_A_FORWARD):
         texts = order[start : start + TEXTS_A_FORWARD]
-        hooks.owner = torch.from_numpy(batch.record[texts]).to(encoder.device)
+        if hooks is not None:
+            hooks.owner = torch.from_numpy(batch.record[texts]).to(encoder.device)
         pieces.append(encoder.upper(*cache.batch(batch.rows[texts], encoder.device)))
     back = torch.from_numpy(np.argsort(order, kind="stable")).to(encoder.device)
-    losses = record_losses(torch.cat(pieces)[back], batch, plan.temperature)
+    return record_losses(torch.cat(pieces)[back], batch, temperature)
+
+
+def _backward(
+    records: list[Record], plan: TrainPlan, encoder: TextEncoder, cache: HiddenCache, hooks: RecordHooks
+) -> list[float]:
+    """Leave each record's gradient in the parameters' ``grad_sample`` and return the losses."""
+    losses = losses_of(records, plan.temperature, encoder, cache, hooks)
     hooks.backward(losses)
     return [float(loss) for loss in losses.detach().cpu()]
 
