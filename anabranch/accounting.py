@@ -1,6 +1,6 @@
 """The nodes' accountant, lent to a server that adds one noise for all: composed here, since the two never meet."""
 
-from client.dp import calibrate_sigma, epsilon_of
+from client.dp import calibrate_sigma, lowest_epsilon
 from common.privacy import PrivacySpend
 
 
@@ -13,4 +13,4 @@ class LentAccountant:
 
     def epsilon(self, spend: PrivacySpend) -> float:
         """Return the lower of two upper bounds on the epsilon of the spend."""
-        return min(epsilon_of(spend, "prv"), epsilon_of(spend, "rdp"))
+        return lowest_epsilon(spend)

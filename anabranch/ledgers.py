@@ -10,7 +10,7 @@ from pathlib import Path
 
 from anabranch.accounting import LentAccountant
 from anabranch.independent import ORDERS, independent_epsilon
-from client.dp import epsilon_of, rdp_bound
+from client.dp import lowest_epsilon, rdp_bound
 from client.ledger import LedgerContents, read_ledger
 from common.errors import LedgerCorrupt, PrivacyError
 from common.manifests import Manifest
@@ -223,8 +223,7 @@ class _Checks:
     def _account(self, client: str, spend: PrivacySpend) -> tuple[float, float, float]:
         if spend not in self._seen:
             other = independent_epsilon(spend)
-            prv, rdp = epsilon_of(spend, "prv"), epsilon_of(spend, "rdp")
-            self._seen[spend] = (min(prv, rdp), rdp_bound(spend, ORDERS) - other.rdp, other.rdp, other.pld)
+            self._seen[spend] = (lowest_epsilon(spend), rdp_bound(spend, ORDERS) - other.rdp, other.rdp, other.pld)
         ours, difference, rdp, pld = self._seen[spend]
         if not abs(difference) <= RDP_TOLERANCE:
             self._problems.append(f"client {client!r}: the accountants differ by {difference:.2e} on the same orders")

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from client.dataset import NodeData
-from client.dp import calibrate_sigma, epsilon_of
+from client.dp import calibrate_sigma, epsilon_within, lowest_epsilon
 from client.ledger import DEFAULT_EPOCH, Ledger, Purpose
 from client.postprocess import add_noise, clip_whole
 from client.train import Trained, TrainPlan, train
@@ -178,12 +178,11 @@ class Node:
             ledger.hold([self.client] if terms.unit == "client" else self.data.histories)
             # drawn by chance, one entry is for all rounds
             purpose = Purpose(request.run, request.round if terms.cohort_rate == 1 else 0, request.strategy)
-            accountant = functools.partial(epsilon_of, accountant="rdp")
+            accountant = functools.partial(epsilon_within, terms.epsilon)
             state = ledger.charge(release, spend, terms.epsilon, accountant, purpose=purpose)
         finally:
             ledger.close()
-        # both are upper bounds, so the lower one is true
-        return secret, min(epsilon_of(state.spend, "prv"), epsilon_of(state.spend, "rdp"))
+        return secret, lowest_epsilon(state.spend)
 
     @staticmethod
     def _plan(request: TrainRequest, own_sigma: float, seed: int) -> TrainPlan:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from opacus.accountants import PRVAccountant, RDPAccountant
 
 from client import dp
-from client.dp import PrivateStep, calibrate_sigma, epsilon_of, rdp_bound
+from client.dp import PrivateStep, calibrate_sigma, epsilon_of, epsilon_within, lowest_epsilon, rdp_bound
 from common.errors import InvalidSetting, UnknownName
 from common.privacy import PrivacySpend
 from tests.client.federation import Bench
@@ -138,13 +138,41 @@ def test_noise_comes_from_the_generator_alone(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize(
-    ("epsilon", "rate", "steps"), [(0.5, 0.02, 1000), (8.0, 0.2, 12), (0.5, 1.0, 10), (8.0, 1.0, 1), (40.0, 0.9, 1)]
+    ("epsilon", "rate", "steps"),
+    [
+        (0.06, 0.02, 1000),
+        (0.5, 0.02, 1000),
+        (8.0, 0.2, 12),
+        (0.5, 1.0, 10),
+        (8.0, 1.0, 1),
+        (40.0, 0.9, 1),
+        (100.0, 0.2, 5),
+    ],
 )
 def test_a_calibrated_run_spends_the_budget_and_no_more(epsilon: float, rate: float, steps: int) -> None:
-    sigma = calibrate_sigma(epsilon, 1e-4, rate, steps)
-    spent = epsilon_of(PrivacySpend("user", 1e-4, ((sigma, rate, steps),)), "rdp")
+    sigma = calibrate_sigma(epsilon, 1e-3, rate, steps)
+    spent = lowest_epsilon(PrivacySpend("user", 1e-3, ((sigma, rate, steps),)))
     assert 0.98 * epsilon <= spent <= epsilon
-    assert epsilon_of(PrivacySpend("user", 1e-4, ((sigma, rate, steps),)), "prv") <= epsilon
+
+
+@pytest.mark.parametrize(("epsilon", "rate", "steps"), [(0.04, 1.0, 1000), (8.0, 1e-6, 1), (1000.0, 0.2, 5)])
+def test_where_the_tighter_accountant_gives_no_bound_the_other_calibrates(
+    epsilon: float, rate: float, steps: int
+) -> None:
+    sigma = calibrate_sigma(epsilon, 1e-3, rate, steps)
+    spend = PrivacySpend("user", 1e-3, ((sigma, rate, steps),))
+    assert 0.7 * epsilon <= epsilon_of(spend, "rdp") <= epsilon
+    assert lowest_epsilon(spend) <= epsilon
+
+
+def test_a_run_that_only_the_tighter_accountant_keeps_within_the_budget_fits() -> None:
+    sigma = calibrate_sigma(8.0, 1e-4, 0.2, 12)
+    whole = PrivacySpend("user", 1e-4, ((sigma, 0.2, 12),))
+    assert epsilon_of(whole, "rdp") > 8.0
+    assert epsilon_within(8.0, whole) == lowest_epsilon(whole) <= 8.0
+    # within the budget the cheap bound is enough, and beyond it none is
+    assert epsilon_within(100.0, whole) == epsilon_of(whole, "rdp")
+    assert epsilon_within(8.0, whole + PrivacySpend("user", 1e-4, ((sigma, 0.2, 1),))) > 8.0
 
 
 def test_rounds_compose_to_what_one_accountant_says_of_all_steps() -> None:
