@@ -76,6 +76,7 @@ class ArrayRanker(Ranker):  # type: ignore[misc]  # river has no types
             "item": np.zeros(0, dtype=np.int32),
             "previous": np.zeros(0, dtype=np.int64),
         }
+        self._fixed_arrays: dict[str, np.ndarray] = {}
         self._log_size = 0
         self._events = 0
         self._rewire()
@@ -125,6 +126,17 @@ class ArrayRanker(Ranker):  # type: ignore[misc]  # river has no types
         """The items in the order of all item arrays."""
         return tuple(self._item_names)
 
+    @property
+    def user_ids(self) -> tuple[str, ...]:
+        """The users in the order of all user arrays."""
+        return tuple(self._user_rows)
+
+    @property
+    def item_counts(self) -> np.ndarray:
+        """Positive events an item, int64 [n_items]."""
+        counts: np.ndarray = self._item_arrays["counts"][: self.n_items]
+        return counts
+
     def item_row(self, item: str) -> int | None:
         """Return the item's row, or None for an unknown item."""
         return self._item_rows.get(_checked("item", item))
@@ -136,7 +148,10 @@ class ArrayRanker(Ranker):  # type: ignore[misc]  # river has no types
     def seen_rows(self, user: str) -> np.ndarray:
         """Return the rows of all items the user ever liked, int64, each once, newest first."""
         row = self.user_row(user)
-        found: np.ndarray = seen_rows(self._log, -1 if row is None else int(self._users.newest[row]))
+        return self._seen(-1 if row is None else row)
+
+    def _seen(self, row: int) -> np.ndarray:
+        found: np.ndarray = seen_rows(self._log, -1 if row < 0 else int(self._users.newest[row]))
         return found
 
     def history_rows(self, user: str) -> np.ndarray:
@@ -288,9 +303,26 @@ class ArrayRanker(Ranker):  # type: ignore[misc]  # river has no types
         best = sorted((-float(scores[row]), ids[row]) for row in open_rows)[:k]
         return [(item, -score) for score, item in best]
 
-    def rank_of(self, user: str, item_row: int, k: int) -> tuple[int, np.ndarray]:
-        """Return the item's rank among the unseen, from 1, ties against it, and the k best rows."""
-        rank, best = rank_among(self.scores(user), self.seen_rows(user), item_row, k)
+    def rank_of(
+        self, user: str, item_row: int, k: int, *, exclude_seen: bool = True, among: np.ndarray | None = None
+    ) -> tuple[int, np.ndarray]:
+        """Return the item's rank, from 1, ties against it, and the k best rows.
+
+        Parameters
+        ----------
+        user, item_row, k
+            Whom for, the item, and how many of the best.
+        exclude_seen
+            Among the unseen only.
+        among
+            Rows to rank among, int64, the item's with them; None takes all.
+        """
+        hidden = self.seen_rows(user) if exclude_seen else np.zeros(0, dtype=np.int64)
+        if among is not None:
+            others = np.ones(self.n_items, dtype=bool)
+            others[among] = False
+            hidden = np.concatenate([hidden, np.flatnonzero(others)])
+        rank, best = rank_among(self.scores(user), hidden, item_row, k)
         return rank, best
 
     # --- state ------------------------------------------------------------------------------------------------------
@@ -303,6 +335,7 @@ class ArrayRanker(Ranker):  # type: ignore[misc]  # river has no types
         state = {f"item.{name}": array[: self.n_items].copy() for name, array in self._item_arrays.items()}
         state |= {f"user.{name}": array[: self.n_users].copy() for name, array in self._user_arrays.items()}
         state |= {f"log.{name}": array[: self._log_size].copy() for name, array in self._log_arrays.items()}
+        state |= {f"fixed.{name}": array.copy() for name, array in self._fixed_arrays.items()}
         for kind, rows in (("item", self._item_rows), ("user", self._user_rows)):
             state[f"{kind}.id_ends"], state[f"{kind}.ids"] = pack_ids(rows)
         state["events"] = np.array([self._events], dtype=np.int64)
@@ -328,11 +361,12 @@ class ArrayRanker(Ranker):  # type: ignore[misc]  # river has no types
             )
         for name, like in self.state_arrays().items():
             found = arrays.get(name)
-            if found is None or found.dtype != like.dtype or found.shape[1:] != like.shape[1:]:
+            kept = 0 if name.startswith("fixed.") else 1  # rows may differ in number, but for those of fixed arrays
+            if found is None or found.dtype != like.dtype or found.shape[kept:] != like.shape[kept:]:
                 shown = "missing" if found is None else f"{found.dtype.name} {found.shape}"
                 raise CheckpointMismatch(
                     f"array {name!r} of the checkpoint is {shown}",
-                    expected=f"{like.dtype.name}, each row of shape {like.shape[1:]}",
+                    expected=f"{like.dtype.name}, from axis {kept} on of shape {like.shape[kept:]}",
                     mend="start with a new store",
                 )
         self._take(arrays)
@@ -345,6 +379,7 @@ class ArrayRanker(Ranker):  # type: ignore[misc]  # river has no types
         self._item_arrays = {name: arrays[f"item.{name}"].copy() for name in self._item_arrays}
         self._user_arrays = {name: arrays[f"user.{name}"].copy() for name in self._user_arrays}
         self._log_arrays = {name: arrays[f"log.{name}"].copy() for name in self._log_arrays}
+        self._fixed_arrays = {name: arrays[f"fixed.{name}"].copy() for name in self._fixed_arrays}
         self._log_size = len(self._log_arrays["item"])
         self._events = int(arrays["events"][0])
         self._rewire()

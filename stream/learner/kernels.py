@@ -13,14 +13,14 @@ import numpy as np
 F = TypeVar("F", bound=Callable[..., object])
 
 
-def _compiled(function: F) -> F:
+def compiled(function: F) -> F:
     """Compile once and keep the machine code beside the source."""
     compiled: F = numba.njit(cache=True, error_model="numpy")(function)
     return compiled
 
 
-def _compiled_sum(function: F) -> F:
-    """As `_compiled`, and let sums be re-ordered so that they run on all lanes."""
+def compiled_sum(function: F) -> F:
+    """As `compiled`, and let sums be re-ordered so that they run on all lanes."""
     compiled: F = numba.njit(cache=True, error_model="numpy", fastmath={"reassoc"})(function)
     return compiled
 
@@ -84,7 +84,7 @@ GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _ONE = np.float32(1.0)
 
 
-@_compiled_sum
+@compiled_sum
 def dot(left: np.ndarray, right: np.ndarray) -> np.float32:
     """Return the product of two float32 vectors."""
     total = np.float32(0.0)
@@ -93,7 +93,7 @@ def dot(left: np.ndarray, right: np.ndarray) -> np.float32:
     return total
 
 
-@_compiled
+@compiled
 def mix(state: np.uint64) -> np.uint64:
     """Scramble 64 bits (the output step of SplitMix64, Steele et al. 2014)."""
     state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -101,7 +101,7 @@ def mix(state: np.uint64) -> np.uint64:
     return state ^ (state >> np.uint64(31))
 
 
-@_compiled
+@compiled
 def fold(history: np.ndarray, ring: np.ndarray, positives: int, decay: np.ndarray, out: np.ndarray) -> np.float32:
     """Write ``u = sum decay_d V[h_d] / sqrt(sum decay_d)`` to `out`; return the factor ``1 / sqrt(sum decay_d)``.
 
@@ -124,14 +124,14 @@ def fold(history: np.ndarray, ring: np.ndarray, positives: int, decay: np.ndarra
     return scale
 
 
-@_compiled
+@compiled
 def score_all(bias: np.ndarray, factors: np.ndarray, user: np.ndarray, out: np.ndarray) -> None:
     """Write ``bias + factors @ user`` to `out`, for as many rows as it has."""
     for row in range(len(out)):
         out[row] = bias[row] + dot(factors[row], user)
 
 
-@_compiled
+@compiled
 def seen_rows(log: SeenLog, newest: int) -> np.ndarray:
     """Return the item rows of one user's chain, newest first."""
     count = 0
@@ -147,7 +147,7 @@ def seen_rows(log: SeenLog, newest: int) -> np.ndarray:
     return rows
 
 
-@_compiled
+@compiled
 def note_positive(users: UserRows, log: SeenLog, log_size: int, user: int, item: int, seen: bool) -> int:
     """Append the item to the user's history, and to the log unless it is there; return the log's new size."""
     users.ring[user, users.positives[user] % users.ring.shape[1]] = item
@@ -160,7 +160,7 @@ def note_positive(users: UserRows, log: SeenLog, log_size: int, user: int, item:
     return log_size + 1
 
 
-@_compiled
+@compiled
 def mark_seen(log: SeenLog, newest: int, marks: np.ndarray, stamp: int) -> None:
     """Stamp the rows of one user's chain."""
     entry = newest
@@ -169,7 +169,7 @@ def mark_seen(log: SeenLog, newest: int, marks: np.ndarray, stamp: int) -> None:
         entry = log.previous[entry]
 
 
-@_compiled
+@compiled
 def draw_unseen(scratch: Scratch, rule: Rule, n_items: int, event: int, item: int, stamp: int) -> int:
     """Write `item` and up to `rule.negatives` uniform unseen rows to `scratch.rows`; return how many negatives.
 
@@ -189,7 +189,7 @@ def draw_unseen(scratch: Scratch, rule: Rule, n_items: int, event: int, item: in
     return count
 
 
-@_compiled
+@compiled
 def step_item(items: ItemRows, row: int, slope: np.float32, user: np.ndarray, norm: np.float32, rule: Rule) -> None:
     """Move one item's factors and bias against `slope` (d loss / d score); `norm` is the user's squared length."""
     items.bias_sum[row] += slope * slope
@@ -202,7 +202,7 @@ def step_item(items: ItemRows, row: int, slope: np.float32, user: np.ndarray, no
             factors[place] -= step * user[place]
 
 
-@_compiled
+@compiled
 def softmax_step(items: ItemRows, scratch: Scratch, count: int, weight: np.float32, rule: Rule) -> None:
     """One step of ``-log softmax`` of row 0 among the drawn rows; leaves d loss / d user in `scratch.pull`."""
     user, pull, scores = scratch.user, scratch.pull, scratch.scores
@@ -228,7 +228,7 @@ def softmax_step(items: ItemRows, scratch: Scratch, count: int, weight: np.float
         step_item(items, scratch.rows[place], slope, user, norm, rule)
 
 
-@_compiled
+@compiled
 def step_history(
     items: ItemRows, ring: np.ndarray, positives: int, scale: np.float32, pull: np.ndarray, rule: Rule
 ) -> None:
@@ -245,7 +245,7 @@ def step_history(
             vector[place] -= step * pull[place]
 
 
-@_compiled
+@compiled
 def learn_dislike(
     items: ItemRows, users: UserRows, rule: Rule, scratch: Scratch, user: int, item: int, weight: np.float32
 ) -> None:
@@ -258,7 +258,7 @@ def learn_dislike(
     step_item(items, item, slope, scratch.user, dot(scratch.user, scratch.user), rule)
 
 
-@_compiled
+@compiled
 def learn_event(
     items: ItemRows,
     users: UserRows,
@@ -288,7 +288,7 @@ def learn_event(
     return note_positive(users, log, log_size, user, item, seen)
 
 
-@_compiled
+@compiled
 def learn_events(
     items: ItemRows,
     users: UserRows,
@@ -320,7 +320,7 @@ def learn_events(
     return log_size
 
 
-@_compiled
+@compiled
 def rank_among(scores: np.ndarray, hidden: np.ndarray, target: int, k: int) -> tuple[int, np.ndarray]:
     """Return the target's rank, from 1, and the k best rows, best first, leaving out the rows in `hidden`.
 

@@ -8,6 +8,7 @@ from common.errors import InvalidSetting
 from common.ids import rng_for, stable_hash
 from common.snapshots import MFSnapshot
 from stream.learner.base import ArrayRanker
+from stream.learner.freeze import frozen_snapshot
 from stream.learner.kernels import ItemRows, Rule, Scratch, fold, learn_event, learn_events, score_all
 
 
@@ -213,30 +214,7 @@ class MF(ArrayRanker):
         offsets
             Topic to partition (as text) to the next offset to read.
         """
-        histories = [self._history(row) for row in range(self.n_users)]
-        seen = [np.sort(self.seen_rows(user)) for user in self._user_rows]
-        rows = slice(0, self.n_items)
-        return MFSnapshot(
-            item_ids=self.item_ids,
-            history_factors=self._items.history[rows].copy(),
-            item_factors=self._items.factors[rows].copy(),
-            item_bias=self._items.bias[rows].copy(),
-            item_counts=self._item_arrays["counts"][rows].copy(),
-            user_ids=tuple(self._user_rows),
-            history_starts=_starts(histories),
-            history_items=_joined(histories),
-            seen_starts=_starts(seen),
-            seen_items=_joined(seen),
-            recency=float(self.recency),
-            window=self.window,
-            events=self._events,
-            offsets={topic: dict(parts) for topic, parts in offsets.items()},
+        items, rows = self._items, slice(0, self.n_items)
+        return frozen_snapshot(
+            self, items.history[rows], items.factors[rows], items.bias[rows], float(self.recency), offsets
         )
-
-
-def _starts(groups: list[np.ndarray]) -> np.ndarray:
-    return np.cumsum([0, *map(len, groups)], dtype=np.int64)
-
-
-def _joined(groups: list[np.ndarray]) -> np.ndarray:
-    return np.concatenate([np.zeros(0, dtype=np.int64), *groups]).astype(np.int32)

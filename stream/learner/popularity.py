@@ -1,9 +1,16 @@
-"""The control that every report shows: how often an item was liked."""
+"""How often an item was liked: ever (the control that every report shows), and lately."""
+
+from collections.abc import Mapping
 
 import numpy as np
 
 from stream.learner.base import ArrayRanker
-from stream.learner.kernels import mark_seen, note_positive
+from stream.learner.kernels import compiled, mark_seen, note_positive
+from stream.learner.parts import Arrays, Event, Ground, Part, PartRanker, check_counts, check_rates
+
+FLOOR = 0.3
+"""Counted for an item without clicks, so that its logarithm is finite."""
+_LEAST_SCALE = 2.0**-256
 
 
 class Popularity(ArrayRanker):
@@ -51,3 +58,102 @@ class Popularity(ArrayRanker):
         mark_seen(self._log, int(self._users.newest[user]), self._marks, stamp)
         seen = bool(self._marks[item] == stamp)
         self._log_size = note_positive(self._users, self._log, self._log_size, user, item, seen)
+
+
+@compiled
+def score_mass(mass: np.ndarray, scale: float, out: np.ndarray) -> None:
+    """Write ``log(mass * scale + FLOOR)`` to `out`, for as many rows as it has."""
+    for row in range(len(out)):
+        out[row] = np.log(np.float32(mass[row] * scale) + np.float32(FLOOR))
+
+
+class PopularityPart(Part):
+    """The arithmetic of `DecayedPopularity`.
+
+    Masses are kept as of one event of the past, `since`: a click now counts the more the longer that is ago, and all
+    others fade without being touched. Now and then `since` is moved up, before the numbers become too large.
+    """
+
+    name = "popularity"
+
+    def __init__(self, half_life: float, dislike: float) -> None:
+        check_rates({"half_life": half_life, "dislike": dislike}, zero_allowed=frozenset({"dislike"}))
+        self._half_life, self._dislike = half_life, dislike
+
+    def item_arrays(self) -> Arrays:
+        """Return the item arrays, each of no rows."""
+        return {"mass": np.zeros(0, dtype=np.float64)}
+
+    def fixed_arrays(self) -> Arrays:
+        """Return the event that masses are as of."""
+        return {"since": np.zeros(1, dtype=np.int64)}
+
+    def wire(self, items: Mapping[str, np.ndarray], fixed: Mapping[str, np.ndarray], ground: Ground) -> None:
+        """Take up arrays that were replaced."""
+        self._mass, self._since = items["mass"], fixed["since"]
+
+    @property
+    def mass(self) -> np.ndarray:
+        """The masses, float64 [capacity]."""
+        return self._mass
+
+    def scale(self, event: int) -> float:
+        """Return what a mass must be multiplied with at an event."""
+        return float(0.5 ** ((event - int(self._since[0])) / self._half_life))
+
+    def score(self, user: int, event: int, out: np.ndarray) -> None:
+        """Write the scores, the same for every user."""
+        score_mass(self._mass, self.scale(event), out)
+
+    def unknown(self, user: int, event: int, item: str) -> float:
+        """Return the score of an item without clicks."""
+        scored = np.empty(1, dtype=np.float32)
+        score_mass(np.zeros(1), 1.0, scored)
+        return float(scored[0])
+
+    def like(self, event: Event) -> None:
+        """Add one to what is left of the item's mass."""
+        self._add(event, 1.0)
+
+    def dislike(self, event: Event) -> None:
+        """Take from what is left of the item's mass, down to 0."""
+        self._add(event, -self._dislike)
+
+    def _add(self, event: Event, amount: float) -> None:
+        scale = self.scale(event.number)
+        if scale < _LEAST_SCALE:
+            self._mass *= scale
+            self._since[0] = event.number
+            scale = 1.0
+        self._mass[event.item] = max(0.0, float(self._mass[event.item]) + amount / scale)
+
+
+class DecayedPopularity(PartRanker):
+    """Ranks items by how often they were liked lately, for everybody alike.
+
+    A like counts 1 and loses half of it in `half_life` events; ``score(k) = log(mass_k + 0.3)``.
+
+    Parameters
+    ----------
+    half_life
+        In events of the whole stream.
+    dislike
+        How much of a like a dislike takes away.
+    window
+        How many of a user's newest positive items are kept in order.
+    seed
+        Unused; every learner has one.
+
+    Examples
+    --------
+    >>> from stream.learner.popularity import DecayedPopularity
+    >>> model = DecayedPopularity(half_life=2.0)
+    >>> model.learn_many(["ann", "bob", "cid", "dan"], ["tea", "tea", "cake", "cake"])
+    >>> [item for item, _ in model.top_k("eve", 2)]
+    ['cake', 'tea']
+    """
+
+    def __init__(self, half_life: float = 3000.0, dislike: float = 0.5, window: int = 1, seed: int = 0) -> None:
+        self.half_life, self.dislike = half_life, dislike
+        check_counts({"window": window})
+        super().__init__((PopularityPart(half_life, dislike),), seed, window)

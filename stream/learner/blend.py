@@ -1,0 +1,253 @@
+"""Neighbours, factors, content and popularity as one opinion, with weights learned from the same clicks."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from common.errors import InvalidSetting
+from common.snapshots import MFSnapshot
+from stream.learner.blending import Learned, Opinions, ask_all, flattened, teach_all, weigh
+from stream.learner.factors import FactorsPart
+from stream.learner.freeze import frozen_snapshot
+from stream.learner.neighbours import NeighboursPart
+from stream.learner.parts import Event, PartRanker, check_counts, check_rates
+from stream.learner.popularity import PopularityPart
+from stream.learner.text import TextSpace, checked_vectors
+
+MEMBERS = ("neighbours", "factors", "content", "popularity")
+BUCKETS = (0, 1, 6, 21)
+"""Each length of history from one of these on, up to the next, has weights of its own."""
+START = (1.0, 1.0, 0.3, 0.1)
+"""The members' weights before anything is learned; the best of three on MovieLens-100K."""
+MOST_WEIGHED = 8192
+"""With more items than this, weights are learned from every n-th event only: so an event costs no more than these."""
+_LEAST_SPREAD = 1e-6
+
+
+class Blend(PartRanker):
+    r"""The weighted sum of four members' z-scores, its weights learned online.
+
+    With $z_m$ the member's scores, standardised over the items that the user may be shown,
+    $s_k = \sum_m w_{b m} z_{m k}$, one $w_b \ge 0$ for each bucket b of the length of the history (`BUCKETS`). Each
+    liked event is one step on $(1 - p^q) / q$, p being the softmax of its item among all that may be shown: between
+    likelihood (q to 0), which listens to hopeless events most, and the chance of a hit (q = 1). Then each member
+    learns the event. Weights come from what the members said before it.
+
+    Members: `Neighbours`; factors with a content prior (`stream.learner.factors.FactorsPart`); likeness of texts, as
+    `Content`; `DecayedPopularity`. Without `describe` there is no content, and the others go on.
+
+    Parameters
+    ----------
+    n_factors, negatives, window, recency, lr, bias_lr, accumulator, init_scale, dislike
+        Of the factors, as for `MF`.
+    text_dimensions, text_lr
+        Of the texts: length of a row, and AdaGrad's rate of what is learned about them.
+    places, gap, neighbour_recency, alpha, beta
+        Of the neighbours, as for `Neighbours`.
+    half_life
+        Of the popularity.
+    weight_lr, focus
+        Rate of the weights, and q.
+    repeats
+        Whether what a user liked before may be shown again (shops re-buy; films are watched once).
+    seed
+        Of rows and negatives.
+
+    Examples
+    --------
+    >>> import random
+    >>> from stream.learner.blend import Blend
+    >>> model, rng = Blend(n_factors=16, negatives=4, seed=7), random.Random(0)
+    >>> for _ in range(600):
+    ...     group = rng.choice(["tea", "ale"])
+    ...     model.learn_one(f"{group} drinker {rng.randrange(20)}", f"{group} {rng.randrange(5)}")
+    >>> model.learn_one("new", "ale 0")
+    >>> sorted(item for item, _ in model.top_k("new", 4))
+    ['ale 1', 'ale 2', 'ale 3', 'ale 4']
+
+    References
+    ----------
+    Zhang, Sabuncu: Generalized cross entropy loss for training deep neural networks with noisy labels. NeurIPS 2018
+    (the loss of the weights).
+    """
+
+    def __init__(
+        self,
+        n_factors: int = 64,
+        negatives: int = 50,
+        window: int = 50,
+        recency: float = 10.0,
+        lr: float = 1.0,
+        bias_lr: float = 0.1,
+        accumulator: float = 1.0,
+        init_scale: float = 1.0,
+        dislike: float = 0.1,
+        text_dimensions: int = 64,
+        text_lr: float = 1.0,
+        places: int = 512,
+        gap: float = 15.0,
+        neighbour_recency: float = 4.0,
+        alpha: float = 0.5,
+        beta: float = 0.55,
+        half_life: float = 3000.0,
+        weight_lr: float = 0.01,
+        focus: float = 0.5,
+        repeats: bool = False,
+        seed: int = 0,
+    ) -> None:
+        check_counts({"window": window})
+        check_rates({"weight_lr": weight_lr, "focus": focus}, zero_allowed=frozenset({"weight_lr"}))
+        if type(seed) is not int:
+            raise InvalidSetting(f"seed {seed!r} is {type(seed).__name__}", expected="an int")
+        self.n_factors, self.negatives, self.recency = n_factors, negatives, recency
+        self.lr, self.bias_lr, self.accumulator = lr, bias_lr, accumulator
+        self.init_scale, self.dislike = init_scale, dislike
+        self.text_dimensions, self.text_lr = text_dimensions, text_lr
+        self.places, self.gap, self.neighbour_recency = places, gap, neighbour_recency
+        self.alpha, self.beta, self.half_life = alpha, beta, half_life
+        self.weight_lr, self.focus, self.repeats = weight_lr, focus, repeats
+        self._texts = TextSpace(text_dimensions, window, recency)
+        self._factors = FactorsPart(
+            self._texts,
+            n_factors=n_factors,
+            negatives=negatives,
+            window=window,
+            recency=recency,
+            lr=lr,
+            bias_lr=bias_lr,
+            text_lr=text_lr,
+            accumulator=accumulator,
+            init_scale=init_scale,
+            dislike=dislike,
+            seed=seed,
+        )
+        self._neighbours = NeighboursPart(window, places, gap, neighbour_recency, alpha, beta, 1.0)
+        self._popularity = PopularityPart(half_life, 0.5)
+        self._last: tuple[tuple[int, int, int], Opinions] | None = None
+        super().__init__((self._neighbours, self._factors, self._texts, self._popularity), seed, window)
+        self._fixed_arrays["weights"] = np.tile(np.array(START, dtype=np.float64), (len(BUCKETS), 1))
+        self._rewire()
+
+    def _rewire(self) -> None:
+        super()._rewire()
+        self._last = None
+        if self._parts:  # the base class wires once before there are any
+            learned = Learned(
+                self._users,
+                self._log,
+                self._ground.counts,
+                self._neighbours.pairs,
+                self._factors.items,
+                self._factors.taste,
+                self._texts.rows,
+                self._popularity.mass,
+            )
+            self._flat = flattened(learned, self._neighbours.query, self._factors.tools)
+
+    def describe(self, ids: Sequence[str], vectors: np.ndarray) -> None:
+        """Take the items' text vectors, float [n, h], all at once; the items become candidates.
+
+        Vectors of another version replace the ones before. What was learned from clicks stays; what was learned about
+        texts is carried over to the new ones (`stream.learner.text.change_of`).
+
+        Raises
+        ------
+        InvalidSetting
+            When they are not one finite row an id.
+        """
+        checked = checked_vectors(ids, vectors)
+        change = self._texts.describe(np.array([self._item(item) for item in ids], dtype=np.int64), checked)
+        if change is not None:
+            self._factors.rebase(change)
+        self._last = None
+
+    def weights(self) -> Mapping[int, Mapping[str, float]]:
+        """Return the learned weights: least length of history, to member, to weight."""
+        return {
+            least: dict(zip(MEMBERS, map(float, row), strict=True))
+            for least, row in zip(BUCKETS, self._fixed_arrays["weights"], strict=True)
+        }
+
+    def scores(self, user: str) -> np.ndarray:
+        """Return the score of every known item, float32 [n_items]."""
+        return self._opinions(self._row_with_history(user)).total.copy()
+
+    def member_scores(self, user: str) -> Mapping[str, np.ndarray]:
+        """Return what each member says of every known item, as z-scores, float32 [n_items]."""
+        return dict(zip(MEMBERS, self._opinions(self._row_with_history(user)).z.copy(), strict=True))
+
+    def _unknown_item_score(self, user: str, item: str) -> float:
+        return float(self._ask(self._row_with_history(user), 1).total[-1])
+
+    def _opinions(self, row: int) -> Opinions:
+        """Return the members' opinions for a user's row; those of the last question are at hand for its click."""
+        key = (row, self._events, self.n_items)
+        if self._last is None or self._last[0] != key:
+            self._last = key, self._ask(row, 0)
+        return self._last[1]
+
+    def _ask(self, row: int, unknown: int) -> Opinions:
+        size = self.n_items + unknown
+        opinions = Opinions(
+            np.empty((len(MEMBERS), size), dtype=np.float32),
+            np.empty(size, dtype=np.float32),
+            np.empty(size, dtype=np.bool_),
+        )
+        ask_all(
+            self._texts.described,
+            self._popularity.scale(self._events),
+            row,
+            self._weights_of(row),
+            not self.repeats,
+            self.n_items,
+            *opinions,
+            *self._flat,
+        )
+        return opinions
+
+    def _weights_of(self, row: int) -> np.ndarray:
+        length = 0 if row < 0 else int(self._users.positives[row])
+        bucket = sum(length >= least for least in BUCKETS) - 1
+        weights: np.ndarray = self._fixed_arrays["weights"][bucket]
+        return weights
+
+    def _learn(self, user: int, item: int, weight: float) -> None:
+        if weight < 0:
+            super()._learn(user, item, weight)
+            return
+        self._learn_weights(user, item, weight)
+        self._popularity.like(Event(self._events, user, item, weight, self.n_items))
+        self._log_size = teach_all(
+            self._texts.described, self.n_items, self._events, user, item, weight, self._log_size, *self._flat
+        )
+
+    def _learn_weights(self, user: int, item: int, weight: float) -> None:
+        """One step of the weights, from what the members say before they learn the event."""
+        stride = -(-self.n_items // MOST_WEIGHED)
+        if self.weight_lr == 0.0 or self._events % stride:
+            return
+        row = user if self._users.positives[user] else -1
+        opinions = self._opinions(row)
+        if not opinions.hidden[item]:
+            rate = float(self.weight_lr * min(weight, 1.0))
+            weigh(*opinions, item, self._weights_of(row), rate, float(self.focus))
+
+    def snapshot(self, offsets: Mapping[str, Mapping[str, int]]) -> MFSnapshot:
+        """Return frozen copies of the factors, their texts' part among them, for serving.
+
+        The score of the snapshot is that of the member `factors`: columns of V and Q beyond `n_factors` are what the
+        texts say. Neighbours and weights stay here.
+
+        Parameters
+        ----------
+        offsets
+            Topic to partition (as text) to the next offset to read.
+        """
+        items, taste, rows = self._factors.items, self._factors.taste, slice(0, self.n_items)
+        history, factors, bias = items.history[rows], items.factors[rows], items.bias[rows]
+        if self._texts.described:
+            texts = self._texts.rows[rows]
+            history = np.hstack([history, texts @ taste.matrix])
+            factors = np.hstack([factors, texts])
+            bias = bias + texts @ taste.tilt
+        return frozen_snapshot(self, history, factors, bias, float(self.recency), offsets)
