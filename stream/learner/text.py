@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from common.errors import InvalidSetting
+from common.ids import arrays_sha256, stable_hash
 from stream.learner.kernels import UserRows, compiled, dot, fold
 from stream.learner.parts import Arrays, Event, Ground, Part, check_counts, check_rates, decay_of
 
@@ -72,7 +73,7 @@ class TextSpace(Part):
         return {"rows": np.zeros((0, self.dimensions), dtype=np.float32)}
 
     def fixed_arrays(self) -> Arrays:
-        """Return the flag that says whether any item is described."""
+        """Return the fingerprint of what the items were described with; 0 for nothing yet."""
         return {"described": np.zeros(1, dtype=np.int64)}
 
     def wire(self, items: Mapping[str, np.ndarray], fixed: Mapping[str, np.ndarray], ground: Ground) -> None:
@@ -95,13 +96,17 @@ class TextSpace(Part):
         Returns
         -------
         numpy.ndarray | None
-            The change to the new space for whoever learned in the old one (see `change_of`), or None at the first time.
+            The change to the new space for whoever learned in the old one (see `change_of`), or None at
+            the first time, and for vectors that were told before.
         """
+        fingerprint = stable_hash(arrays_sha256([("places", places), ("vectors", vectors)])) >> 1 or 1
+        if fingerprint == int(self._flag[0]):  # told before: a restart must change nothing
+            return None
         rows = principal_rows(vectors, self.dimensions)
         change = change_of(self._rows[places], rows) if self.described else None
         self._rows[:] = 0.0
         self._rows[places] = rows
-        self._flag[0] = 1
+        self._flag[0] = fingerprint
         return change
 
     def score(self, user: int, event: int, out: np.ndarray) -> None:
