@@ -29,7 +29,7 @@ from stream.deadletter import DeadLetter, DeadLetters
 from stream.learner.mf import MF
 from stream.settings import LearnReport, WorkerSettings
 from stream.snapshot import publish_snapshot
-from stream.state import Decoder, StreamState
+from stream.state import Decoder, ItemTexts, Served, StreamState
 from stream.topics import (
     ANSWER_WITHIN_MS,
     TopicInfo,
@@ -57,6 +57,8 @@ class StreamWorker:
         Fresh; taken over from the checkpoint when there is one.
     items
         Candidates from the start (a catalogue's ids).
+    texts
+        Text vectors of items, for a learner that takes them; newer ones than the checkpoint's take their place.
     decode
         Bytes to event.
     stopping
@@ -72,9 +74,10 @@ class StreamWorker:
     def __init__(
         self,
         settings: WorkerSettings,
-        learner: MF | None = None,
+        learner: Served | None = None,
         *,
         items: tuple[str, ...] = (),
+        texts: ItemTexts | None = None,
         decode: Decoder = decode_event,
         stopping: Callable[[], bool] = lambda: False,
         notice: Callable[[str], None] = lambda _: None,
@@ -88,7 +91,7 @@ class StreamWorker:
             dedup_window=settings.dedup_window,
             decode=decode,
         )
-        self._items = items
+        self._items, self._texts = items, texts
         self._stopping, self._notice, self._progress, self._clock = stopping, notice, progress, clock
         self._checkpoints = CheckpointStore(settings.store, settings.keep)
         self._changed = False  # whether there is anything that the last checkpoint lacks
@@ -145,7 +148,8 @@ class StreamWorker:
             self._stored_events = self.state.events
         known = self.state.learner.n_items
         self.state.add_items(self._items)
-        self._changed = found is None or self.state.learner.n_items > known
+        described = self._texts is not None and self.state.describe(self._texts)
+        self._changed = found is None or described or self.state.learner.n_items > known
         self._stored_at = self._last_record = time.monotonic()
 
     def _identify(self, info: TopicInfo) -> None:

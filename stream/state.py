@@ -12,6 +12,7 @@ from common.events import Interaction, decode_event
 from common.ids import stable_hash
 from common.settings import feedback_of
 from stream.learner.base import ArrayRanker
+from stream.learner.blend import Blend
 from stream.learner.mf import MF
 from stream.learner.popularity import Popularity
 from stream.progressive import Progressive, Protocol
@@ -19,6 +20,8 @@ from stream.progressive import Progressive, Protocol
 OURS = "ours"
 POPULARITY = "popularity"
 
+Served = MF | Blend
+"""Learners that give a snapshot for serving."""
 Decoder = Callable[[bytes], Interaction]
 
 
@@ -38,6 +41,14 @@ class Outcome:
     kind: Literal["learned", "neutral", "duplicate", "stale", "dead"]
     error: str = ""
     reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ItemTexts:
+    """Text vectors of items: float [n, h], one row an id."""
+
+    ids: tuple[str, ...]
+    vectors: np.ndarray
 
 
 class RecentIds:
@@ -89,7 +100,7 @@ class StreamState:
     """
 
     def __init__(
-        self, learner: MF, *, every: int = 1, dedup_window: int = 100_000, decode: Decoder = decode_event
+        self, learner: Served, *, every: int = 1, dedup_window: int = 100_000, decode: Decoder = decode_event
     ) -> None:
         if every < 0 or dedup_window < 0:
             raise InvalidSetting(f"every {every}, dedup_window {dedup_window}", expected="0 or more")
@@ -107,6 +118,14 @@ class StreamState:
         """Make items candidates of every contender."""
         for learner in self.progressive.contenders.values():
             learner.add_items(ids)
+
+    def describe(self, texts: ItemTexts) -> bool:
+        """Tell the learner what the items' texts are, if it listens; return whether that changed anything."""
+        if not isinstance(self.learner, Blend):
+            return False
+        before = self.learner.described_by
+        self.learner.describe(texts.ids, texts.vectors)
+        return self.learner.described_by != before
 
     def apply(self, topic: str, partition: int, offset: int, value: bytes | None) -> Outcome:
         """Apply one record, and move the partition's offset past it.

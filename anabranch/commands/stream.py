@@ -20,6 +20,7 @@ from anabranch.output import Output
 if TYPE_CHECKING:
     from common.events import Interaction
     from stream.settings import LearnReport
+    from stream.state import ItemTexts
 
 app = typer.Typer(no_args_is_help=True, help="The click pipeline: send events, learn from them, see how far it is.")
 
@@ -176,6 +177,13 @@ def learn(
     evaluate_every: Annotated[
         int, typer.Option(min=0, help="Test every so many events before learning them; 0 tests none.")
     ] = 1,
+    learner: Annotated[
+        Literal["mf", "blend"],
+        typer.Option(help="mf: factors. blend: neighbours, factors, texts and popularity, weighted by what they hit."),
+    ] = "mf",
+    repeats: Annotated[
+        bool, typer.Option("--repeats", help="blend: what a user liked before may be shown again (shops re-buy).")
+    ] = False,
     factors: Annotated[int, typer.Option(min=1, help="Length of an item's factors.")] = 64,
     negatives: Annotated[int, typer.Option(min=1, help="Sampled negatives an event.")] = 50,
     seed: Annotated[int, typer.Option(help="Seed of the learner.")] = 0,
@@ -190,6 +198,7 @@ def learn(
       anabranch stream learn --idle-timeout 10
     """  # noqa: D301 - \b is click's mark for lines to keep, not an escape of ours
     from stream.consumer import StreamWorker
+    from stream.learner.blend import Blend
     from stream.learner.mf import MF
     from stream.settings import WorkerSettings
 
@@ -207,10 +216,15 @@ def learn(
         on_lost_offset=on_lost_offset,
         evaluate_every=evaluate_every,
     )
-    learner = MF(n_factors=factors, negatives=negatives, seed=seed)
+    fresh: MF | Blend = MF(n_factors=factors, negatives=negatives, seed=seed)
+    if learner == "blend":
+        fresh = Blend(n_factors=factors, negatives=negatives, repeats=repeats, seed=seed)
     items = _catalogue_ids(store) if from_catalogue else ()
+    texts = _item_texts(store) if from_catalogue and learner == "blend" else None
     with stop_on_signals() as stopping, out.progress() as progress:
-        worker = StreamWorker(settings, learner, items=items, stopping=stopping, notice=out.note, progress=progress)
+        worker = StreamWorker(
+            settings, fresh, items=items, texts=texts, stopping=stopping, notice=out.note, progress=progress
+        )
         report = worker.run()
     out.result(asdict(report), lambda console: _draw_report(console, report, store))
 
@@ -223,6 +237,20 @@ def _catalogue_ids(store: Path) -> tuple[str, ...]:
         return Registry.open(store).catalogue.ids
     except NoModel:
         return ()
+
+
+def _item_texts(store: Path) -> "ItemTexts | None":
+    """Return the vectors of the store's current model, or None before there is one."""
+    from common.errors import NoModel
+    from server.registry import Registry
+    from server.serving.bundle import load_model
+    from stream.state import ItemTexts
+
+    try:
+        registry = Registry.open(store)
+        return ItemTexts(registry.catalogue.ids, load_model(registry).item_vectors)
+    except NoModel:
+        return None
 
 
 def _draw_report(console: Console, report: "LearnReport", store: Path) -> None:

@@ -148,7 +148,7 @@ class Blend(PartRanker):
         """Take the items' text vectors, float [n, h], all at once; the items become candidates.
 
         Vectors of another version replace the ones before. What was learned from clicks stays; what was learned about
-        texts is carried over to the new ones (`stream.learner.text.change_of`).
+        texts is carried over to the new ones (`stream.learner.text.change_of`). The same vectors again change nothing.
 
         Raises
         ------
@@ -160,6 +160,11 @@ class Blend(PartRanker):
         if change is not None:
             self._factors.rebase(change)
         self._last = None
+
+    @property
+    def described_by(self) -> int:
+        """Fingerprint of the newest texts; 0 before the first."""
+        return int(self._fixed_arrays[f"{self._texts.name}.described"][0])
 
     def weights(self) -> Mapping[int, Mapping[str, float]]:
         """Return the learned weights: least length of history, to member, to weight."""

@@ -1,6 +1,7 @@
 """Runs workers that die by SIGKILL at named places, one after the other, on the same store.
 
-Started as a script: ``python -m tests.stream.dying_workers SERVERS TOPIC STORE TOTAL PLACE:COUNT...``. Everything is
+Started as a script: ``python -m tests.stream.dying_workers SERVERS TOPIC STORE TOTAL LEARNER PLACE:COUNT...``.
+Everything is
 imported once; each worker is a fork. Prints, for each, the signal that ended it (9) or 0 when it finished.
 """
 
@@ -14,7 +15,7 @@ from typing import Any
 from common.events import Interaction, decode_event
 from stream.consumer import StreamWorker, WorkerSettings
 from stream.deadletter import DeadLetters
-from tests.stream.topics import small_mf
+from tests.stream.topics import small_learner, some_texts
 
 
 def settings_of(servers: str, topic: str, store: Path, total: int) -> WorkerSettings:
@@ -38,7 +39,7 @@ def _dies_after(count: int, act: Callable[..., Any], *, before: bool = False) ->
     return wrapped
 
 
-def _work(servers: str, topic: str, store: Path, total: int, place: str, count: int) -> None:
+def _work(servers: str, topic: str, store: Path, total: int, kind: str, place: str, count: int) -> None:
     decode: Callable[[bytes], Interaction] = decode_event
     if place == "decode":
         decode = _dies_after(count, decode_event, before=True)
@@ -48,10 +49,11 @@ def _work(servers: str, topic: str, store: Path, total: int, place: str, count: 
         os.rename = _dies_after(count, os.rename, before=True)
     elif place == "commit":  # after step 3
         StreamWorker._commit = _dies_after(count, StreamWorker._commit, before=True)  # type: ignore[method-assign]  # the fault
-    StreamWorker(settings_of(servers, topic, store, total), small_mf(), decode=decode).run()
+    settings = settings_of(servers, topic, store, total)
+    StreamWorker(settings, small_learner(kind), texts=some_texts(), decode=decode).run()
 
 
-def main(servers: str, topic: str, store: str, total: str, *deaths: str) -> None:
+def main(servers: str, topic: str, store: str, total: str, kind: str, *deaths: str) -> None:
     """Fork one worker a death and wait for it."""
     for death in deaths:
         place, _, count = death.partition(":")
@@ -59,7 +61,7 @@ def main(servers: str, topic: str, store: str, total: str, *deaths: str) -> None
         if child == 0:
             code = 1
             try:
-                _work(servers, topic, Path(store), int(total), place, int(count))
+                _work(servers, topic, Path(store), int(total), kind, place, int(count))
                 code = 0
             finally:
                 os._exit(code)

@@ -9,7 +9,7 @@ from common.errors import CheckpointMismatch, InvalidSetting
 from common.events import Interaction, decode_event, encode_event
 from stream.learner.mf import MF
 from stream.state import RecentIds, StreamState
-from tests.stream.topics import MALFORMED, records_with_faults, small_mf, some_events
+from tests.stream.topics import MALFORMED, records_with_faults, small_learner, small_mf, some_events
 
 
 def fed(records: list[bytes], state: StreamState | None = None, start: int = 0) -> StreamState:
@@ -100,11 +100,12 @@ def test_ids_go_on_from_their_array(names: list[str], window: int) -> None:
 
 
 @settings(max_examples=15)
-@given(cut=st.integers(0, 250))
-def test_a_restored_state_goes_on_bit_for_bit(cut: int) -> None:
+@given(cut=st.integers(0, 250), kind=st.sampled_from(["mf", "blend"]))
+def test_a_restored_state_goes_on_bit_for_bit(cut: int, kind: str) -> None:
     records, _ = records_with_faults(250)
-    whole, first = fed(records), fed(records[:cut])
-    second = StreamState(small_mf())
+    whole = fed(records, StreamState(small_learner(kind)))
+    first = fed(records[:cut], StreamState(small_learner(kind)))
+    second = StreamState(small_learner(kind))
     assert second.restore(first.arrays(), first.details()) == []
     fed(records, second, cut)
     assert second.details() == whole.details()

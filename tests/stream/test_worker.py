@@ -19,10 +19,11 @@ from stream.broker import EmbeddedBroker
 from stream.checkpoint import SNAPSHOTS, STATE_NAME, CheckpointStore, sequence_name, sequences
 from stream.consumer import LearnReport, StreamWorker, WorkerSettings
 from stream.snapshot import current_snapshot
+from stream.state import ItemTexts
 from stream.topics import admin_client, dead_topic, ensure_topic
 from tests.stream.dying_workers import settings_of
 from tests.stream.test_state import fed
-from tests.stream.topics import put, records_with_faults, small_mf, some_events, take
+from tests.stream.topics import put, records_with_faults, small_learner, small_mf, some_events, some_texts, take
 
 TOTAL = 300
 
@@ -86,10 +87,16 @@ def test_it_goes_on_where_it_stopped(servers: str, topic: str, tmp_path: Path) -
     assert last.state_sha256 == fed(records).learner.state_sha256()
 
 
-def test_killed_anywhere_it_ends_as_if_never_killed(embedded: str, topic: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["mf", "blend"])
+def test_killed_anywhere_it_ends_as_if_never_killed(embedded: str, topic: str, tmp_path: Path, kind: str) -> None:
     records, malformed = records_with_faults(TOTAL)
     put(embedded, topic, records)
-    whole = StreamWorker(settings_of(embedded, topic, tmp_path / "whole", TOTAL), small_mf()).run()
+
+    def worker(folder: str) -> StreamWorker:
+        settings = settings_of(embedded, topic, tmp_path / folder, TOTAL)
+        return StreamWorker(settings, small_learner(kind), texts=some_texts())
+
+    whole = worker("whole").run()
     rng = np.random.default_rng(11)
     instants = [f"decode:{rng.integers(1, 45)}" for _ in range(3)]
     steps = ["flush:2", "rename:1", "commit:1", "rename:2", "rename:5", "flush:1", "commit:2"]
@@ -102,10 +109,11 @@ def test_killed_anywhere_it_ends_as_if_never_killed(embedded: str, topic: str, t
         topic,
         str(tmp_path / "killed"),
         str(TOTAL),
+        kind,
     ]
     done = subprocess.run([*command, *deaths, "none:0"], capture_output=True, text=True, timeout=120, check=False)
     assert done.stdout.split() == ["9"] * len(deaths) + ["0"], done.stderr
-    killed = StreamWorker(settings_of(embedded, topic, tmp_path / "killed", TOTAL), small_mf()).run()
+    killed = worker("killed").run()
     for name in ("events", "learned", "duplicates_skipped", "dead_letters", "drift_alarms", "offsets", "state_sha256"):
         assert getattr(killed, name) == getattr(whole, name), name
     for name, row in whole.metrics.items():
@@ -114,6 +122,20 @@ def test_killed_anywhere_it_ends_as_if_never_killed(embedded: str, topic: str, t
     assert {int(letter.headers["source.offset"]) for letter in letters} == malformed
     # whatever died half-written is cleared
     assert not list((tmp_path / "killed" / "stream").glob("*/.*.tmp"))
+
+
+def test_newer_texts_take_the_place_of_the_checkpoints(embedded: str, topic: str, tmp_path: Path) -> None:
+    put(embedded, topic, [encode_event(event) for event in some_events(60)])
+    settings = WorkerSettings(embedded, topic, tmp_path, idle_timeout_s=0.5)
+
+    def run(texts: ItemTexts) -> str:
+        return StreamWorker(settings, small_learner("blend"), texts=texts).run().state_sha256
+
+    first = run(some_texts())
+    assert run(some_texts()) == first
+    second = run(some_texts(seed=1))
+    assert second != first
+    assert run(some_texts(seed=1)) == second
 
 
 def test_a_raising_decoder_never_stalls(servers: str, topic: str, tmp_path: Path) -> None:

@@ -6,7 +6,9 @@ import numpy as np
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 
 from common.events import Action, Interaction, encode_event
+from stream.learner.blend import Blend
 from stream.learner.mf import MF
+from stream.state import ItemTexts, Served
 from stream.topics import ensure_topic
 
 ACTIONS: tuple[Action, ...] = ("click", "click", "purchase", "rating", "skip", "impression", "view")
@@ -16,6 +18,19 @@ MALFORMED = (b"", b"{", b'{"v":2}', b"\xff\xfe", b'{"v":1,"event_id":"e"}', b"[1
 def small_mf(seed: int = 3) -> MF:
     """Return a learner that is quick to store."""
     return MF(n_factors=8, negatives=5, window=10, seed=seed)
+
+
+def small_learner(kind: str) -> Served:
+    """Return the small learner of a kind: "mf", or "blend", which has texts."""
+    if kind == "mf":
+        return small_mf()
+    return Blend(n_factors=8, negatives=5, window=10, places=16, text_dimensions=4, seed=3)
+
+
+def some_texts(seed: int = 0) -> ItemTexts:
+    """Return texts of the items that `some_events` clicks."""
+    ids = tuple(f"item-{number}" for number in range(40))
+    return ItemTexts(ids, np.random.default_rng(seed).standard_normal((40, 12)))
 
 
 def some_events(count: int, seed: int = 0) -> list[Interaction]:
