@@ -10,6 +10,11 @@ A node's configuration (Flower's node config, or the in-process fleet's) names i
     The shared BERT, the folder of cached hidden states, and where to run.
 ``ledger``
     The node's privacy ledger; beside it the node keeps what lasts between the stages of a secret sum.
+``rank``
+    The largest rank that the node trains; any when it is left out.
+``replay-windows``
+    How many old windows a user the node keeps for replay, in a file beside the ledger; see `client.continual`. 0 when
+    it is left out: it then keeps nothing, and whoever asks for replay gets new clicks alone.
 ``data-epoch``
     Name of the data epoch to charge, when the node's people are new ones; see `client.ledger`.
 ``max-epsilon``, ``units``, ``noise``
@@ -28,6 +33,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
+from client.continual import MEMORY_NAME, ReplayMemory
 from client.dataset import NodeData
 from client.ledger import DEFAULT_EPOCH
 from client.node import Node, SecretSum
@@ -105,15 +111,40 @@ def make_app() -> ClientApp:
         seed = config.get("secret-seed")
         node = Node(
             client=config["client"],
-            data=NodeData.from_interactions(read_interactions(Path(config["interactions"])), catalogue),
+            data=data_of(config, request, catalogue),
             ledger_path=Path(config["ledger"]),
             secret_seed=None if seed is None else int(seed),
-            data_epoch=config.get("data-epoch", DEFAULT_EPOCH),
+            data_epoch=_epoch_of(config),
+            rank=_whole(config, "rank", 1) if "rank" in config else None,
         )
         cache = bench.cache(config["cache"], encoder, config["catalogue"])
         return node.answer(request, base, encoder, cache, hidden_in)
 
     return app
+
+
+def data_of(config: Mapping[str, str], request: TrainRequest, catalogue: Catalogue) -> NodeData:
+    """Return the node's clicks, with those that it remembers when replay is asked for and the node keeps some."""
+    data = NodeData.from_interactions(read_interactions(Path(config["interactions"])), catalogue)
+    windows = _whole(config, "replay-windows", 0)
+    if not windows or not request.objective.replay:
+        return data
+    memory = ReplayMemory(Path(config["ledger"]).with_name(MEMORY_NAME), _epoch_of(config), windows)
+    return memory.recall(data, catalogue, request.objective.window)
+
+
+def _whole(config: Mapping[str, str], name: str, least: int) -> int:
+    """Return a whole number of the node's configuration; the least where it is left out."""
+    given = config.get(name, str(least))
+    if not given.isdecimal() or int(given) < least:
+        raise InvalidSetting(
+            f"{name} {given!r} in the node's configuration", expected=f"a whole number, at least {least}"
+        )
+    return int(given)
+
+
+def _epoch_of(config: Mapping[str, str]) -> str:
+    return config.get("data-epoch", DEFAULT_EPOCH)
 
 
 def settings_of(context: Context) -> dict[str, str]:

@@ -7,6 +7,7 @@ window is a record.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 
@@ -17,6 +18,8 @@ from common.items import Catalogue
 from common.privacy import PrivacyUnit
 from common.settings import is_positive
 
+Windows = Sequence[np.ndarray]
+NOTHING_OLD: Mapping[str, Windows] = MappingProxyType({})
 MIN_CLICKS = 2
 """A record needs one click to predict from and one to predict."""
 
@@ -46,6 +49,8 @@ class NodeData:
         User id to item rows in click order; users with fewer than two clicks are left out.
     items
         Size of the catalogue.
+    older
+        User id to windows of clicks that the histories no longer hold; see `client.continual`.
 
     Raises
     ------
@@ -53,9 +58,12 @@ class NodeData:
         When no user has two clicks.
     """
 
-    def __init__(self, histories: Mapping[str, np.ndarray], items: int) -> None:
+    def __init__(
+        self, histories: Mapping[str, np.ndarray], items: int, older: Mapping[str, Windows] = NOTHING_OLD
+    ) -> None:
         self.histories = {user: rows for user, rows in sorted(histories.items()) if len(rows) >= MIN_CLICKS}
         self.items = items
+        self.older = dict(sorted(older.items()))
         if not self.histories:
             raise EmptyData(
                 f"a node with {len(histories)} users, none with {MIN_CLICKS} positive interactions",
@@ -73,18 +81,54 @@ class NodeData:
                 histories.setdefault(event.user_id, []).append(row)
         return cls({user: np.array(rows, dtype=np.int64) for user, rows in histories.items()}, len(catalogue))
 
+    @property
+    def users(self) -> tuple[str, ...]:
+        """Everybody whose clicks training may read, sorted."""
+        return tuple(sorted(self.histories.keys() | self.older.keys()))
+
     def digest(self) -> str:
         """Return a hash of everything that training reads; it stays at the node."""
-        return arrays_sha256((f"{user}/{self.items}", rows) for user, rows in self.histories.items())
+        now = ((f"{user}/{self.items}", rows) for user, rows in self.histories.items())
+        before = ((f"{user}/older/{i}", rows) for user, each in self.older.items() for i, rows in enumerate(each))
+        return arrays_sha256([*now, *before])
 
-    def population(self, unit: PrivacyUnit, window: int) -> "Population":
-        """Return the records that Poisson sampling draws from, for a privacy unit and a window length."""
+    def population(self, unit: PrivacyUnit, window: int, replay: float = 0.0) -> "Population":
+        """Return the records that Poisson sampling draws from.
+
+        Parameters
+        ----------
+        unit
+            The privacy unit.
+        window
+            Most clicks in a record.
+        replay
+            Chance that a user's record is made of an older window; of an older window to be drawn under "example", as a
+            part of a new one's. 0 leaves everything old out.
+        """
         if window < MIN_CLICKS:
             raise InvalidSetting(f"a window of {window} clicks", expected=f"at least {MIN_CLICKS}")
+        older = self.older if replay else {}
         if unit == "example":
-            cut = [rows[i : i + window] for rows in self.histories.values() for i in range(0, len(rows), window)]
-            return Population([rows for rows in cut if len(rows) >= MIN_CLICKS], window, self.items)
-        return Population(list(self.histories.values()), window, self.items)
+            new = _cut(self.histories.values(), window)
+            old = _cut((rows for windows in older.values() for rows in windows), window)
+            weights = np.array([1.0] * len(new) + [replay] * len(old)) if old else None
+            return Population([*new, *old], window, self.items, weights=weights)
+        if not older:
+            return Population(list(self.histories.values()), window, self.items)
+        users, none = self.users, np.zeros(0, dtype=np.int64)
+        return Population(
+            [self.histories.get(user, none) for user in users],
+            window,
+            self.items,
+            older=[older.get(user, ()) for user in users],
+            replay=replay,
+        )
+
+
+def _cut(sequences: Iterable[np.ndarray], window: int) -> list[np.ndarray]:
+    """Return the disjoint windows of some click sequences, in order."""
+    pieces = [rows[i : i + window] for rows in sequences for i in range(0, len(rows), window)]
+    return [rows for rows in pieces if len(rows) >= MIN_CLICKS]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,27 +143,46 @@ class Population:
         W, the longest window.
     items
         Size of the catalogue.
+    older
+        The older windows of each unit; empty when there are none at all.
+    replay
+        Chance that a unit with older windows gives one of them, where it has a choice.
+    weights
+        Chance of each unit to be drawn, at most 1, as a part of the sample rate, float64 [units]; None: all alike.
     """
 
     sequences: Sequence[np.ndarray]
     window: int
     items: int
+    older: Sequence[Windows] = ()
+    replay: float = 0.0
+    weights: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.sequences)
+
+    def expected(self, sample_rate: float) -> float:
+        """Return how many records a step draws on average."""
+        return sample_rate * (len(self) if self.weights is None else float(self.weights.sum()))
 
     def draw(self, sample_rate: float, negatives: int, rng: np.random.Generator) -> list[Record]:
         """Poisson-sample units, each on its own with probability `sample_rate`, and make one record of each.
 
         The list may be empty; the step then is noise alone.
         """
-        chosen = np.flatnonzero(rng.random(len(self.sequences)) < sample_rate)
-        return [self._record(self.sequences[int(unit)], negatives, rng) for unit in chosen]
+        chances = sample_rate if self.weights is None else sample_rate * self.weights
+        chosen = np.flatnonzero(rng.random(len(self.sequences)) < chances)
+        return [self._record(int(unit), negatives, rng) for unit in chosen]
 
-    def _record(self, sequence: np.ndarray, negatives: int, rng: np.random.Generator) -> Record:
+    def _record(self, unit: int, negatives: int, rng: np.random.Generator) -> Record:
+        sequence = own = self.sequences[unit]
+        if self.older and (older := self.older[unit]):
+            own = np.concatenate([sequence, *older])
+            if not len(sequence) or rng.random() < self.replay:
+                sequence = older[int(rng.integers(len(older)))]
         start = int(rng.integers(0, max(1, len(sequence) - self.window + 1)))
         window = sequence[start : start + self.window]
-        return Record(window, sample_negatives(sequence, negatives, self.items, rng))
+        return Record(window, sample_negatives(own, negatives, self.items, rng))
 
 
 def sample_negatives(own: np.ndarray, count: int, items: int, rng: np.random.Generator) -> np.ndarray:

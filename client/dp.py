@@ -73,7 +73,9 @@ class RecordHooks(GradSampleHooks):  # type: ignore[misc]  # opacus ships no typ
             return
         owner, activations = self._seen[module].pop()
         sampler = self.GRAD_SAMPLERS[type(module)]
-        for parameter, by_text in sampler(module, activations, forward_output[0].detach()).items():
+        # in float32 whatever the forward pass was in: texts are added up by record, and sums of halves lose their ends
+        backprops, seen = forward_output[0].detach().float(), [tensor.float() for tensor in activations]
+        for parameter, by_text in sampler(module, seen, backprops).items():
             if parameter.grad_sample is None:
                 parameter.grad_sample = torch.zeros((self.records, *parameter.shape), device=parameter.device)
             parameter.grad_sample.index_add_(0, owner, by_text.to(parameter.grad_sample.dtype))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from client.dataset import NodeData
+from client.dataset import NodeData, Population
 from client.dp import calibrate_sigma, epsilon_within, lowest_epsilon
 from client.ledger import DEFAULT_EPOCH, Ledger, Purpose
 from client.postprocess import add_noise, clip_whole
@@ -19,6 +19,7 @@ from common.errors import EncoderError, InvalidSetting
 from common.ids import arrays_sha256, stable_hash
 from common.instructions import TrainRequest
 from common.privacy import PrivacySpend
+from common.ranks import cut, ranks_of
 from common.updates import AdapterUpdate, UpdateMeta
 
 # pure, and the same few inputs come every round
@@ -58,6 +59,8 @@ class Node:
         ledger's own, drawn from the operating system and told to nobody, since who knows it can subtract the noise.
     data_epoch
         Under which name its data is charged; see `Ledger`.
+    rank
+        The largest rank that the node trains: of a larger adapter it takes the first columns and rows. None: any.
     """
 
     client: str
@@ -65,6 +68,7 @@ class Node:
     ledger_path: Path
     secret_seed: int | None
     data_epoch: str = DEFAULT_EPOCH
+    rank: int | None = None
 
     def answer(
         self,
@@ -102,6 +106,7 @@ class Node:
                 expected=encoder.sha256[:12],
                 consequence="the node does not train",
             )
+        base = self._held(base, request, secret_sum)
         own_noise = _own_noise(request, secret_sum)
         sigma = self._sigma(request)
         spend = self._spend(request, sigma)
@@ -123,11 +128,27 @@ class Node:
         )
         return AdapterUpdate(meta, _released(trained, request, own_noise * sigma, seed))
 
+    def _held(
+        self, base: Mapping[str, np.ndarray], request: TrainRequest, secret_sum: SecretSum | None
+    ) -> Mapping[str, np.ndarray]:
+        """Return what the node holds of the adapter; a smaller rank is refused where updates are only ever summed."""
+        full = min(ranks_of({name: array.shape for name, array in base.items()}), default=0)
+        if self.rank is None or self.rank >= full:
+            return base
+        if request.privacy.noise != "local" or secret_sum is not None:
+            raise InvalidSetting(
+                f"a node of rank {self.rank} in a sum of updates of rank {full}",
+                expected="the full rank: a sum is divided by all nodes, also by those that hold no such column",
+                consequence="the node does not train",
+                mend="raise 'rank' in the node's configuration, or use --noise local without --secure-aggregation",
+            )
+        return cut(base, self.rank)
+
     def _sigma(self, request: TrainRequest) -> float:
         terms = request.privacy
         if terms.unit == "off":
             return 0.0
-        records = 1 if terms.unit == "client" else len(self.data.population(terms.unit, request.objective.window))
+        records = 1 if terms.unit == "client" else len(self._population(request))
         if terms.delta * records >= 1:
             raise InvalidSetting(
                 f"delta {terms.delta} on a node of {records} records",
@@ -138,6 +159,9 @@ class Node:
         if terms.noise != "local":
             return request.noise_multiplier
         return _sigma_for(terms.epsilon, terms.delta, terms.rate, request.planned_steps)
+
+    def _population(self, request: TrainRequest) -> Population:
+        return self.data.population(request.privacy.unit, request.objective.window, request.objective.replay)
 
     @staticmethod
     def _spend(request: TrainRequest, sigma: float) -> PrivacySpend | None:
@@ -175,7 +199,7 @@ class Node:
                 return secret, None
             terms = request.privacy
             # the whole node is what unit "client" protects, so it has one epoch for ever
-            ledger.hold([self.client] if terms.unit == "client" else self.data.histories)
+            ledger.hold([self.client] if terms.unit == "client" else self.data.users)
             # drawn by chance, one entry is for all rounds
             purpose = Purpose(request.run, request.round if terms.cohort_rate == 1 else 0, request.strategy)
             accountant = functools.partial(epsilon_within, terms.epsilon)
@@ -200,6 +224,8 @@ class Node:
             learning_rate=goal.learning_rate,
             seed=seed,
             undivided=terms.undivided,
+            anchor=goal.anchor,
+            replay=goal.replay,
         )
 
 

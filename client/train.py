@@ -1,12 +1,14 @@
 """Local training: from a base adapter and a node's data to a change of the adapter."""
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
+from client.continual import Anchor
 from client.dataset import NodeData, Record
 from client.dp import PrivateStep, RecordHooks
 from client.objective import flatten, record_losses
@@ -15,6 +17,7 @@ from common.encoder.cache import HiddenCache
 from common.ids import rng_for, stable_hash
 from common.privacy import PrivacyUnit
 
+HALF_PRECISION_DEVICES = ("cuda",)
 RECORDS_A_PASS = 16
 TEXTS_A_FORWARD = 96
 """Texts sorted by length go through in groups this big: wide enough for the cores, narrow enough to pad little."""
@@ -46,6 +49,10 @@ class TrainPlan:
         Seed of windows, negatives, sampling and noise, already specific to node and round.
     undivided
         Answer with the sum over the records of the one step, not with the mean: it is then one step over all nodes.
+    anchor
+        Strength of the pull towards the base adapter after each step.
+    replay
+        Share of older windows; see `NodeData.population`.
     """
 
     trained: tuple[str, ...]
@@ -60,6 +67,8 @@ class TrainPlan:
     learning_rate: float
     seed: int
     undivided: bool = False
+    anchor: float = 0.0
+    replay: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +93,7 @@ def train(
     plan
         What to do.
     base
-        The whole global adapter, float32, named as in PEFT's file.
+        The whole global adapter, float32, named as in PEFT's file, or what a node of a smaller rank holds of it.
     data
         The node's own clicks.
     encoder
@@ -92,10 +101,11 @@ def train(
     cache
         Hidden states of the catalogue's texts.
     """
-    encoder.set_adapter(base)
+    encoder.hold(base)
     parameters = encoder.trainable(plan.trained)
-    population = data.population(plan.unit, plan.window)
-    expected = plan.sample_rate * len(population)
+    population = data.population(plan.unit, plan.window, plan.replay)
+    expected = population.expected(plan.sample_rate)
+    anchor = Anchor(list(parameters.values()), plan.anchor, plan.learning_rate) if plan.anchor else None
     hooks = RecordHooks(encoder.peft)
     try:
         step = PrivateStep(
@@ -119,8 +129,11 @@ def train(
                 sums = step.noised_sum()
             else:
                 step.finish()
+            if anchor is not None:
+                anchor.pull()
     finally:
         hooks.remove_hooks()
+        encoder.set_rank(encoder.spec.rank)
     if plan.undivided:
         arrays = {name: _array(-plan.learning_rate * total) for name, total in zip(parameters, sums, strict=True)}
     else:
@@ -161,9 +174,17 @@ def losses_of(
         texts = order[start : start + TEXTS_A_FORWARD]
         if hooks is not None:
             hooks.owner = torch.from_numpy(batch.record[texts]).to(encoder.device)
-        pieces.append(encoder.upper(*cache.batch(batch.rows[texts], encoder.device)))
+        with _half_precision(encoder.device):
+            pieces.append(encoder.upper(*cache.batch(batch.rows[texts], encoder.device)))
     back = torch.from_numpy(np.argsort(order, kind="stable")).to(encoder.device)
     return record_losses(torch.cat(pieces)[back], batch, temperature)
+
+
+def _half_precision(device: torch.device) -> AbstractContextManager[object]:
+    """Let matrix products run in bfloat16 where that is quicker; weights, sums and gradients stay in float32."""
+    if device.type not in HALF_PRECISION_DEVICES:
+        return nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16)
 
 
 def _backward(

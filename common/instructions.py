@@ -31,6 +31,10 @@ class Objective:
     clip
         C, the bound on a record's gradient norm; applied without DP too. Under unit "client" it also bounds the norm of
         a node's whole update.
+    anchor
+        Strength of the pull towards the adapter that a round starts from, after each of several local steps; 0: none.
+    replay
+        Chance that a user's record is made of clicks that the node no longer holds but remembers; 0: never.
     """
 
     window: int = 12
@@ -39,6 +43,8 @@ class Objective:
     local_steps: int = 1
     learning_rate: float = 1.0
     clip: float = 0.5
+    anchor: float = 0.0
+    replay: float = 0.0
 
     def __post_init__(self) -> None:
         for name, least in (("window", 2), ("negatives", 1), ("local_steps", 1)):
@@ -47,6 +53,24 @@ class Objective:
         for name in ("temperature", "learning_rate", "clip"):
             if not 0 < getattr(self, name) < math.inf:
                 raise InvalidSetting(f"{name}={getattr(self, name)}", expected=f"a finite {name} > 0")
+        if not 0 <= self.anchor < math.inf:
+            raise InvalidSetting(f"anchor {self.anchor}", expected="a finite anchor >= 0")
+        if self.anchor and self.local_steps < 2:
+            raise InvalidSetting(
+                f"anchor {self.anchor} over one local step",
+                expected="two steps or more: one begins at the anchor, so the pull would only shorten it",
+                mend="raise --local-steps, or leave out --anchor",
+            )
+        if not 0 <= self.replay < 1:
+            raise InvalidSetting(f"replay {self.replay}", expected="0 <= replay < 1")
+
+    def flat(self) -> dict[str, Scalar]:
+        """Return one flat mapping; what came later is left out where it is 0, so that older requests keep their names.
+
+        A node derives its noise from a request's every word, and a ledger knows a release by it.
+        """
+        later = {name for name in ("anchor", "replay") if not getattr(self, name)}
+        return {name: value for name, value in asdict(self).items() if name not in later}
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +236,7 @@ class TrainRequest:
     def flat(self) -> dict[str, Scalar]:
         """Return one flat mapping of scalars and lists, as Flower's ConfigRecord takes it."""
         own = {key: value for key, value in asdict(self).items() if key not in ("objective", "privacy", "trained")}
-        nested = {f"objective.{key}": value for key, value in asdict(self.objective).items()}
+        nested = {f"objective.{key}": value for key, value in self.objective.flat().items()}
         terms = {f"privacy.{key}": value for key, value in asdict(self.privacy).items()}
         return {**own, "trained": list(self.trained), **nested, **terms}
 

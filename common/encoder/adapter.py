@@ -16,6 +16,7 @@ from torch import nn
 from common.encoder.pretrained import load_bert
 from common.encoder.spec import EncoderSpec
 from common.errors import EncoderError, InvalidSetting, UnknownName
+from common.ranks import rank_axis, ranks_of
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 ENCODE_BATCH = 128
@@ -119,6 +120,28 @@ class TextEncoder(nn.Module):
             if tuple(current[name].shape) != array.shape:
                 raise EncoderError(f"tensor {name!r} has shape {array.shape}", expected=f"{tuple(current[name].shape)}")
         set_peft_model_state_dict(self.peft, {name: torch.from_numpy(np.array(a)) for name, a in arrays.items()})
+
+    def hold(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Load an adapter of this or a smaller rank in place; errors as for `set_adapter`."""
+        self.set_rank(min(ranks_of({name: array.shape for name, array in arrays.items()}), default=self.spec.rank))
+        self.set_adapter(arrays)
+
+    def set_rank(self, rank: int) -> None:
+        """Give the adapter another rank, up to the spec's, its scale unchanged; what it held is lost.
+
+        Raises
+        ------
+        InvalidSetting
+            When it has no such rank.
+        """
+        if not 1 <= rank <= self.spec.rank:
+            raise InvalidSetting(f"rank {rank}", expected=f"1 to {self.spec.rank}, the rank of the encoder's adapter")
+        for name, module in self.peft.named_modules():
+            axis = rank_axis(name) if isinstance(module, nn.Linear) else None
+            if axis is not None and module.weight.shape[axis] != rank:
+                shape = list(module.weight.shape)
+                shape[axis] = rank
+                module.weight = nn.Parameter(torch.zeros(shape, device=self.device))
 
     def trainable(self, names: Sequence[str]) -> dict[str, nn.Parameter]:
         """Make exactly the named adapter tensors trainable and return their parameters, in the order of the names.
