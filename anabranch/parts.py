@@ -1,5 +1,6 @@
 """A data set cut for training and testing: what nodes learn from, what is tested on, which items stay hidden."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -45,8 +46,15 @@ class Parts:
         """Return the training interactions with items that are not hidden."""
         return [event for event in self.train if event.item_id not in self.hidden]
 
-    def deal(self, nodes: int, seed: int) -> list[dict[str, list[Interaction]]]:
+    def deal(self, nodes: int, seed: int, since: float = 0.0, until: float = 1.0) -> list[dict[str, list[Interaction]]]:
         """Give each node its users' visible interactions.
+
+        Parameters
+        ----------
+        nodes, seed
+            A user is always dealt to the same node, whatever the window.
+        since, until
+            Shares of the training part, in time order: only what lies between them is given.
 
         Raises
         ------
@@ -57,14 +65,23 @@ class Parts:
         for event in self.visible():
             by_user.setdefault(event.user_id, []).append(event)
         usable = {user: events for user, events in by_user.items() if len(events) >= MIN_CLICKS}
-        if not usable:
+        begin, end = self._moment(since), self._moment(until)
+        within = {user: [event for event in events if begin <= event.ts < end] for user, events in usable.items()}
+        given = {user: events for user, events in within.items() if len(events) >= MIN_CLICKS}
+        if not given:
             raise EmptyData(
-                f"data set {self.name!r} has no user with {MIN_CLICKS} positive training interactions",
+                f"data set {self.name!r} has no user with {MIN_CLICKS} positive training interactions"
+                f"{f' between {since:g} and {until:g} of the time' if (since, until) != (0.0, 1.0) else ''}",
                 expected="at least one",
                 mend="use more data",
             )
         dealt = partition_users(usable, nodes, seed)
-        return [{user: usable[user] for user in dealt[node]} for node in sorted(dealt)]
+        return [{user: given[user] for user in dealt[node] if user in given} for node in sorted(dealt)]
+
+    def _moment(self, share: float) -> float:
+        """Return the time before which a share of the training interactions lies."""
+        place = round(share * len(self.train))
+        return self.train[place].ts if 0 < place < len(self.train) else math.inf if place else -math.inf
 
     def clicks(self, catalogue: Catalogue) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
         """Return training (hidden items included) and test interactions as (user, item row)."""

@@ -39,6 +39,11 @@ from server.pool import ServerNoise
 from server.registry import CATALOGUE_NAME, CURRENT, Registry, StoreInfo
 from server.release import Publisher, is_promoted, row_slices
 from server.rounds import RoundLoop, RoundStore, RunState
+from server.starts import begin, first_state, newest_start, run_folder, start_from, started
+
+ROUNDS = "rounds"
+REPLAY_WINDOWS = 16
+"""Old windows a user that a simulated node keeps, where replay is asked for."""
 
 __all__ = ["Simulation", "SimulationResult", "SimulationSettings", "privacy_terms", "simulate"]
 
@@ -66,6 +71,7 @@ class SimulationResult:
             "seed": self.settings.seed,
             "rounds_run": self.state.round,
             "resumed_from": self.resumed_from,
+            "started_from": self.manifest.details.get("started_from"),
             "adapter_sha256": self.state.adapter_sha256,
             "clients": {
                 "planned": sum(record.planned for record in history),
@@ -150,9 +156,13 @@ class Simulation:
         dealt = self._deal(parts)
         spec = EncoderSpec.from_name(self._settings.encoder)
         sha256 = spec.weights_sha256()
+        self._refuse_large_ranks(spec)
         plan = self._plan(sha256)
+        source = self._source()
+        plan = self._started(plan, source)
         registry = self._open_registry(spec, sha256)
-        rounds = RoundStore(self._store / "rounds", plan)
+        rounds = RoundStore(run_folder(self._store / ROUNDS, plan), plan)
+        begin(self._store / ROUNDS, plan)
         state = rounds.latest()
         self._refuse_unasked_resume(state)
         if state is not None and state.round >= plan.rounds and (done := _published(registry, state)):
@@ -164,7 +174,8 @@ class Simulation:
         with self._fleet(dealt) as grid:
             encoder = TextEncoder.load(spec, self._settings.device)
             cache = open_or_build(self._cache, encoder, self._dataset.catalogue.texts, self._progress)
-            state, resumed_from = state or self._first_state(encoder), state.round if state else 0
+            resumed_from = state.round if state else 0
+            state = state or self._first_state(encoder, plan, source or registry)
             publisher = self._publisher(registry, encoder, cache, parts, owners(dealt), plan)
             state, stopped = self._run_rounds(grid, rounds, plan, publisher, state)
         evaluating = time.monotonic()
@@ -205,12 +216,38 @@ class Simulation:
             min_replies=self._min_replies(),
             secure_aggregation=settings.secure_aggregation,
             colluders=settings.colluders,
+            bad_share=settings.bad_share,
+            ranks=settings.ranks,
         )
+
+    def _source(self) -> Registry | None:
+        """Return the store of the version to start from; opened before anything is written."""
+        if self._settings.from_version is None:
+            return None
+        return Registry.open(self._settings.from_store or self._store)
+
+    def _started(self, plan: RunPlan, source: Registry | None) -> RunPlan:
+        """Return the plan with where it starts: of the run begun last when it is gone on with, else as asked."""
+        start = newest_start(self._store / ROUNDS) if self._settings.resume else None
+        version = self._settings.from_version
+        if start is not None and source is not None and version in source.names() and version != start.version:
+            start = None  # another run than the one begun last is meant
+        if start is None and source is not None and version is not None:
+            start = start_from(source, version, self._store, self._dataset.name, plan.privacy)
+        return plan if start is None else started(plan, start, self._store / ROUNDS)
+
+    def _refuse_large_ranks(self, spec: EncoderSpec) -> None:
+        if max(self._settings.ranks, default=1) > spec.rank:
+            raise InvalidSetting(
+                f"a node of rank {max(self._settings.ranks)}", expected=f"at most {spec.rank}, the adapter's own rank"
+            )
 
     def _run_name(self) -> str:
         settings = self._settings
-        hidden = [f"hidden {settings.hide_cold}"] if settings.hide_cold else []
-        named = stable_hash(self._dataset.name, settings.seed, settings.strategy, settings.clients, *hidden)
+        special = [f"hidden {settings.hide_cold}"] if settings.hide_cold else []
+        if (settings.since, settings.until) != (0.0, 1.0):
+            special.append(f"from {settings.since} to {settings.until}")
+        named = stable_hash(self._dataset.name, settings.seed, settings.strategy, settings.clients, *special)
         return f"run-{named:016x}"
 
     def _terms(self) -> PrivacyTerms:
@@ -247,7 +284,8 @@ class Simulation:
 
     def _deal(self, parts: Parts) -> list[dict[str, list[Interaction]]]:
         """Give each node its users' interactions."""
-        dealt = parts.deal(self._settings.clients, self._settings.seed)
+        settings = self._settings
+        dealt = parts.deal(settings.clients, settings.seed, settings.since, settings.until)
         self._refuse_large_delta(sum(map(len, dealt)))
         return dealt
 
@@ -259,7 +297,9 @@ class Simulation:
                 f"delta {terms.delta} over {users} users", expected=f"delta below 1/{users}", mend="lower --delta"
             )
 
-    def _first_state(self, encoder: TextEncoder) -> RunState:
+    def _first_state(self, encoder: TextEncoder, plan: RunPlan, source: Registry) -> RunState:
+        if plan.start is not None:
+            return first_state(source, plan.start, plan.strategy)
         shapes = {name: array.shape for name, array in encoder.adapter().items()}
         return RunState(0, initial_adapter(shapes, self._settings.seed), {})
 
@@ -297,7 +337,8 @@ class Simulation:
     ) -> tuple[RunState, str | None]:
         """Return the state after the last whole round, and why the run ended before the planned one, if it did."""
         settings, outcome = self._settings, [state]
-        strategy = strategy_named(settings.strategy, RowAdam(learning_rate=settings.server_learning_rate))
+        optimizer = RowAdam(learning_rate=settings.server_learning_rate)
+        strategy = strategy_named(settings.strategy, optimizer, bad_share=settings.bad_share)
 
         def after_round(done: RunState) -> bool:
             outcome[0] = done
@@ -347,7 +388,7 @@ class Simulation:
         return f"the quality gate held back the last {patience} versions"
 
     def _fleet(self, dealt: list[dict[str, list[Interaction]]]) -> AbstractContextManager[InProcessGrid]:
-        configs = []
+        configs, ranks = [], self._settings.ranks
         for node, users in enumerate(dealt):
             folder = self._store / "clients" / f"node-{node:05d}"
             write_interactions(folder / "interactions.jsonl", (event for events in users.values() for event in events))
@@ -365,6 +406,8 @@ class Simulation:
                     "units": self._settings.privacy.unit,
                     "noise": self._settings.privacy.noise,
                     "secret-seed": str(stable_hash("secret", self._settings.seed, node) % 2**63),
+                    "replay-windows": str(REPLAY_WINDOWS),
+                    **({"rank": str(ranks[node % len(ranks)])} if ranks else {}),
                 }
             )
         workers = self._settings.workers or min(os.cpu_count() or 1, self._settings.cohort)

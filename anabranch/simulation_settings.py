@@ -1,6 +1,7 @@
 """What a simulated federation is asked to do."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from common.encoder.spec import DEFAULT_ENCODER
 from common.errors import InvalidSetting, UnknownName
@@ -50,6 +51,16 @@ class SimulationSettings:
         Versions in a row that the quality gate holds back before the run ends; 0 never ends it.
     min_replies
         A round with fewer usable updates fails; 0: one, or two thirds of the cohort under secure aggregation.
+    bad_share
+        Share of a cohort that a robust rule must bear; None leaves it at the rule's own, a fifth.
+    ranks
+        Ranks that nodes train, dealt to them in turn; empty: all train the encoder's.
+    from_version
+        The version that the run starts from, or the name of a pointer ("current"); None starts anew.
+    from_store
+        The store that holds it; None: the same.
+    since, until
+        Shares of the training part, in time order: nodes hold only the clicks in between.
     """
 
     clients: int = 10
@@ -71,6 +82,12 @@ class SimulationSettings:
     min_replies: int = 0
     hide_cold: float = 0.0
     patience: int = 0
+    bad_share: float | None = None
+    ranks: tuple[int, ...] = ()
+    from_version: str | None = None
+    from_store: Path | None = None
+    since: float = 0.0
+    until: float = 1.0
 
     def __post_init__(self) -> None:
         if self.engine not in ENGINES:
@@ -80,6 +97,16 @@ class SimulationSettings:
         if self.clients < 1 or not 1 <= self.cohort <= self.clients:
             raise InvalidSetting(
                 f"a cohort of {self.cohort} out of {self.clients} clients", expected="1 <= cohort <= clients"
+            )
+        if not 0 <= self.since < self.until <= 1:
+            raise InvalidSetting(
+                f"training data since {self.since} until {self.until}", expected="0 <= since < until <= 1"
+            )
+        if self.from_store is not None and self.from_version is None:
+            raise InvalidSetting(
+                f"from store {self.from_store} without a version",
+                expected="a version",
+                mend="add --from-version current",
             )
 
 

@@ -102,7 +102,10 @@ class Intake:
         self.failed.setdefault(str(node), reason)
 
     def _accept(self, node: int, update: AdapterUpdate, received: int) -> bool:
-        return self._keep(node, update.meta, received, lambda: validate(update, self._requests[node], self._adapter))
+        def check() -> None:
+            validate(update, self._requests[node], self._adapter, smaller_ranks=True)
+
+        return self._keep(node, update.meta, received, check)
 
     def accept_masked(self, node: int, meta: UpdateMeta, received: int, expected: int) -> bool:
         """Tell whether a masked update is usable; of what it holds no more can be seen than how long it is."""

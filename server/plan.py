@@ -7,7 +7,33 @@ from dataclasses import dataclass
 from common.errors import InvalidSetting
 from common.ids import rng_for
 from common.instructions import Objective, PrivacyTerms, SecureTerms, refuse_unkept
-from server.aggregate import MEAN_SUFFICES
+from server.aggregate import MEAN_SUFFICES, bears_ranks, strategy_named
+from server.aggregate.base import PlainStep
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """The published version that a run starts from.
+
+    Parameters
+    ----------
+    version
+        Its name.
+    adapter_sha256
+        Hash of its adapter.
+    number
+        The number that the store's newest version had; the run's versions are numbered from there.
+    epsilon
+        What it claims; no version made of it claims less. None without a guarantee.
+    elsewhere
+        It lies in another store.
+    """
+
+    version: str
+    adapter_sha256: str
+    number: int
+    epsilon: float | None
+    elsewhere: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +66,12 @@ class RunPlan:
         The server learns the sum of the updates, and no single one.
     colluders
         Nodes of a cohort that may tell the server all they know; under secure aggregation only.
+    bad_share
+        Share of a cohort that a robust rule must bear; None leaves it at the rule's own.
+    ranks
+        Ranks that nodes train, dealt to them in turn; empty: all train the adapter's own.
+    start
+        The version that the run starts from; None starts anew.
 
     Raises
     ------
@@ -60,12 +92,19 @@ class RunPlan:
     timeout_s: float = 600.0
     secure_aggregation: bool = False
     colluders: int = 0
+    bad_share: float | None = None
+    ranks: tuple[int, ...] = ()
+    start: Start | None = None
 
     def __post_init__(self) -> None:
         for name in ("rounds", "cohort", "min_replies"):
             if getattr(self, name) < 1:
                 raise InvalidSetting(f"{name}={getattr(self, name)}", expected=f"{name} >= 1")
+        if self.bad_share is not None:
+            strategy_named(self.strategy, PlainStep(), bad_share=self.bad_share)
         refuse_unkept(self.objective, self.privacy)
+        self._refuse_ranks()
+        self._refuse_uncounted_start()
         self._refuse_impossible_replies()
         self._refuse_open_shares()
         if self.only_sum and self.strategy not in MEAN_SUFFICES:
@@ -73,6 +112,27 @@ class RunPlan:
                 f"strategy {self.strategy!r} where only the sum of the updates is known",
                 expected=f"one that needs no more than their mean: {', '.join(sorted(MEAN_SUFFICES))}",
                 mend="use --noise local without --secure-aggregation, or one of those strategies",
+            )
+
+    def _refuse_ranks(self) -> None:
+        if not self.ranks:
+            return
+        if min(self.ranks) < 1:
+            raise InvalidSetting(f"ranks {list(self.ranks)}", expected="whole numbers from 1")
+        if self.only_sum or not bears_ranks(self.strategy):
+            found = "only the sum of the updates is known" if self.only_sum else f"strategy {self.strategy!r} compares"
+            raise InvalidSetting(
+                f"nodes of ranks {list(self.ranks)} where {found}",
+                expected="each update by itself and a strategy that averages: a column is averaged over its holders",
+                mend="leave out --ranks, or use --noise local without --secure-aggregation and no robust rule",
+            )
+
+    def _refuse_uncounted_start(self) -> None:
+        if self.start is not None and self.drawn_by_chance:
+            raise InvalidSetting(
+                "a start from a version where cohorts are drawn by chance",
+                expected="ledgers of all that was spent: a node that was never asked has no entry of the earlier run",
+                mend="leave out --from-version, or use --secure-aggregation, or --noise local",
             )
 
     def _refuse_impossible_replies(self) -> None:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import takewhile
 
 from common.clock import Clock
@@ -58,22 +58,33 @@ class Publisher:
     owner: Mapping[str, int] = field(default_factory=dict)
 
     def publish(self, state: RunState) -> Manifest:
-        """Publish the state as version ``v<round>``; a version already there is kept.
+        """Publish the state as version ``v<number>``; a version already there is kept.
 
         ``current`` is pointed at it, unless the gate (`server.gate`) held it back: then ``promoted`` in the manifest's
         details is false, and ``reason`` says why.
         """
-        version = version_of(state)
+        version = self.version_of(state)
         known = {manifest.version: manifest for manifest in self.registry.versions()}
         if version not in known:
-            known[version] = self._write(version, state, tuple(known)[-1:])
+            known[version] = self._write(version, state, self._parents(tuple(known)[-1:]))
         if is_promoted(known[version]):
             self.registry.point(CURRENT, version)
         return known[version]
 
     def has(self, state: RunState) -> bool:
         """Return whether the state is published."""
-        return version_of(state) in self.registry.names()
+        return self.version_of(state) in self.registry.names()
+
+    def version_of(self, state: RunState) -> str:
+        """Return the name of the version that a state becomes: its round, counted on from where the run started."""
+        return f"v{state.round + (self.plan.start.number if self.plan.start else 0):06d}"
+
+    def _parents(self, newest: tuple[str, ...]) -> tuple[str, ...]:
+        """Return what the next version is made of, in this store: what the run published last, or where it started."""
+        start = self.plan.start
+        if start is None or any(number_of(version) > start.number for version in newest):
+            return newest
+        return () if start.elsewhere else (start.version,)
 
     def held_back_in_a_row(self) -> int:
         """Return how many of the newest versions the gate held back, one after the other."""
@@ -115,7 +126,7 @@ class Publisher:
             base_sha256=self.encoder.sha256,
             tensors={name: TensorSpec(array.shape, array.dtype.name) for name, array in sorted(tensors.items())},
             metrics={name: quality.as_json() for name, quality in rows.items()},
-            privacy=state.claim(self.plan.privacy),
+            privacy=state.claim(self.plan.privacy, self.plan.start),
             details={
                 "round": state.round,
                 "strategy": self.plan.strategy,
@@ -125,14 +136,16 @@ class Publisher:
                 "reason": verdict.reason,
                 "gate": verdict.as_json(),
                 "slices": by_slice(slices),
+                **({"started_from": asdict(self.plan.start)} if self.plan.start else {}),
             },
         )
         return self.registry.publish(files, manifest)
 
 
-def version_of(state: RunState) -> str:
-    """Return the name of the version that a state becomes."""
-    return f"v{state.round:06d}"
+def number_of(version: str) -> int:
+    """Return the number in a version's name; 0 for a name of another form."""
+    number = version.removeprefix("v")
+    return int(number) if number.isdecimal() else 0
 
 
 def is_promoted(manifest: Manifest) -> bool:

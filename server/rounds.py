@@ -6,161 +6,27 @@ killed goes on from the last whole round to the same adapter. Flower's own ``Str
 """
 
 import secrets
-import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
 
-import msgspec
 import numpy as np
 import torch
 
 from common.clock import Clock
-from common.errors import ArtifactCorrupt, BudgetExceeded, InvalidSetting, RoundError, StoreMismatch
-from common.ids import arrays_sha256
-from common.instructions import PrivacyTerms, SecureTerms, TrainRequest
-from common.manifests import Manifest
-from common.privacy import PrivacyClaim, PrivacySpend
+from common.errors import BudgetExceeded, InvalidSetting, RoundError
+from common.instructions import SecureTerms, TrainRequest
+from common.privacy import PrivacySpend
 from common.progress import Progress
-from common.store import pack_arrays, publish_folder, unpack_arrays, verify_folder, write_atomic
 from common.updates import AdapterUpdate, UpdateMeta
 from server.aggregate.base import Strategy
 from server.fleet.base import Fleet
 from server.intake import Intake, RoundRecord
 from server.plan import RunPlan
 from server.pool import Pool, ServerNoise, mean_of, pool_updates
+from server.round_store import RoundStore, RunState
 from server.secagg import SecretSession
 
 __all__ = ["RoundLoop", "RoundRecord", "RoundStore", "RunPlan", "RunState"]
-
-KEEP_ROUNDS = 2
-RUN_NAME = "run.json"
-
-
-@dataclass(frozen=True, slots=True)
-class RunState:
-    """Where a run stands.
-
-    Parameters
-    ----------
-    round
-        Rounds done.
-    adapter, strategy_state
-        Tensors by name.
-    history
-        One record a round.
-    """
-
-    round: int
-    adapter: Mapping[str, np.ndarray]
-    strategy_state: Mapping[str, np.ndarray]
-    history: tuple[RoundRecord, ...] = ()
-
-    @property
-    def adapter_sha256(self) -> str:
-        """Hash of the adapter's tensors."""
-        return arrays_sha256(self.adapter.items())
-
-    def claim(self, privacy: PrivacyTerms) -> PrivacyClaim:
-        """Return the guarantee over all rounds so far: the largest epsilon that any client ever reported."""
-        if privacy.unit == "off":
-            return PrivacyClaim("off", None, None, None, "none")
-        spent = [record.epsilon for record in self.history if record.epsilon is not None]
-        return PrivacyClaim(privacy.unit, max(spent, default=0.0), privacy.delta, privacy.epsilon, "prv")
-
-
-class RoundStore:
-    """The rounds of one run on disk.
-
-    Parameters
-    ----------
-    folder
-        ``rounds/`` of the store.
-    plan
-        The run; a folder with rounds of another one is refused.
-
-    Raises
-    ------
-    StoreMismatch
-        When the folder holds another run, naming the first setting that differs.
-    """
-
-    def __init__(self, folder: Path, plan: RunPlan) -> None:
-        self._folder = folder
-        path = folder / RUN_NAME
-        wanted = msgspec.json.encode(plan)
-        if path.exists() and any(folder.glob("round-*")):
-            _refuse_other_run(_read_plan(path), msgspec.json.decode(wanted), folder)
-        else:
-            write_atomic(path, wanted)
-
-    def latest(self) -> RunState | None:
-        """Return the state after the newest whole round, or None before the first.
-
-        Raises
-        ------
-        ArtifactCorrupt
-            When a file of that round is damaged.
-        """
-        for folder in sorted(self._folder.glob("round-*"), reverse=True):
-            try:
-                manifest = verify_folder(folder)
-            except ArtifactCorrupt as error:
-                raise ArtifactCorrupt(
-                    error.found,
-                    expected=error.expected,
-                    consequence="the run does not go on from it",
-                    mend=f"delete {folder} to go on from the round before",
-                ) from error
-            return RunState(
-                round=int(manifest.details["round"]),
-                adapter=_read_arrays(folder / "adapter.safetensors"),
-                strategy_state=_read_arrays(folder / "strategy.safetensors"),
-                history=msgspec.json.decode((folder / "history.json").read_bytes(), type=tuple[RoundRecord, ...]),
-            )
-        return None
-
-    def save(self, state: RunState, created_at: int) -> None:
-        """Write the state after a round as one artifact and forget all but the last two."""
-        files = {
-            "adapter.safetensors": pack_arrays(state.adapter),
-            "strategy.safetensors": pack_arrays(state.strategy_state),
-            "history.json": msgspec.json.encode(state.history),
-        }
-        name = f"round-{state.round:06d}"
-        publish_folder(
-            self._folder / name, files, Manifest("round", name, (), created_at, details={"round": state.round})
-        )
-        for old in sorted(self._folder.glob("round-*"))[:-KEEP_ROUNDS]:
-            shutil.rmtree(old)
-
-
-def _read_plan(path: Path) -> dict[str, object]:
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=dict[str, object])
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ArtifactCorrupt(
-            f"{path} does not describe a run ({error})",
-            consequence="nothing was changed",
-            mend=f"restore it from a copy, or delete {path.parent} to start again",
-        ) from error
-
-
-def _read_arrays(path: Path) -> dict[str, np.ndarray]:
-    return unpack_arrays(path.read_bytes(), str(path))
-
-
-def _refuse_other_run(found: dict[str, object], wanted: dict[str, object], folder: Path) -> None:
-    # the run's name is made of other settings, so it says least about what differs
-    for name in sorted(wanted, key=lambda name: name == "run"):
-        if name != "rounds" and found.get(name) != wanted[name]:
-            raise StoreMismatch(
-                f"{folder} holds a run with {name}={found.get(name)!r}",
-                expected=f"{wanted[name]!r}",
-                consequence="nothing was changed",
-                mend="use the same settings to go on, or another --store",
-            )
 
 
 class RoundLoop:

@@ -1,5 +1,6 @@
 """`anabranch simulate`: federated rounds on one machine."""
 
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -8,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from anabranch.output import Output
+from common.errors import UsageError
 
 if TYPE_CHECKING:
     from anabranch.simulation_settings import SimulationSettings
@@ -44,6 +46,7 @@ def simulate(
     cohort: Annotated[int, typer.Option(help="Nodes asked a round; 0 asks all.")] = 0,
     rounds: Annotated[int, typer.Option(help="Federated rounds.")] = 12,
     strategy: Annotated[str, typer.Option(help="fedsvd, ffa, rolora, fedit, fedex, or a robust rule.")] = "fedsvd",
+    bad_share: Annotated[float | None, typer.Option(help="Bad clients that a robust rule bears; 0.2.")] = None,
     privacy: Annotated[str, typer.Option(help="What is protected: user, example, client or off.")] = "user",
     noise: Annotated[str, typer.Option(help="Who adds noise: local (each node), server, shared (in parts).")] = "local",
     secure_aggregation: Annotated[bool, typer.Option("--secure-aggregation", help="Server sees sums alone.")] = False,
@@ -55,6 +58,9 @@ def simulate(
     window: Annotated[int, typer.Option(help="Most clicks in a record.")] = 12,
     negatives: Annotated[int, typer.Option(help="Sampled items a record.")] = 16,
     clip: Annotated[float, typer.Option(help="Bound on a record's gradient norm.")] = 0.5,
+    anchor: Annotated[float, typer.Option(help="Pull to the round's base after each of 2 or more local steps.")] = 0.0,
+    replay: Annotated[float, typer.Option(help="Chance of a record of clicks that a node held in earlier runs.")] = 0.0,
+    ranks: Annotated[str, typer.Option(help="Ranks that nodes train, dealt in turn: 2,4,8; empty: the full.")] = "",
     local_steps: Annotated[int | None, typer.Option(help="Steps a node and round; 1, without privacy 2.")] = None,
     server_rate: Annotated[float | None, typer.Option(help="Of the server; 0.01, privacy off 0.02.")] = None,
     engine: Annotated[str, typer.Option(help="inprocess: worker processes on this machine.")] = "inprocess",
@@ -64,8 +70,12 @@ def simulate(
     workers: Annotated[int, typer.Option(help="Worker processes; 0 means one a core.")] = 0,
     evaluate_every: Annotated[int, typer.Option(help="Publish a version every so many rounds; 0: the last.")] = 0,
     hide_cold: Annotated[float, typer.Option(help="Share of the items to hide from training, to test on them.")] = 0.0,
+    since: Annotated[float, typer.Option(help="Share of the training time before which nodes hold nothing.")] = 0.0,
+    until: Annotated[float, typer.Option(help="Share of the training time after which nodes hold nothing.")] = 1.0,
     patience: Annotated[int, typer.Option(help="Versions in a row that the gate holds back; then stop. 0: never.")] = 0,
     store: Annotated[Path, typer.Option(help="Folder of models.")] = Path("anabranch-store"),
+    from_version: Annotated[str | None, typer.Option(help="Start a new run from it: a version, or current.")] = None,
+    from_store: Annotated[Path | None, typer.Option(help="Where that version is; the same store.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last whole round.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -76,32 +86,41 @@ def simulate(
       anabranch simulate --clients 10 --rounds 12 --epsilon 8
       anabranch simulate --data synthetic --privacy off --store /tmp/try
     """  # noqa: D301 - \b is click's mark for lines to keep, not an escape of ours
+    given = dict(locals())
+    _run(data, store, settings_of(given), Output(as_json=as_json))
+
+
+def settings_of(given: dict[str, Any]) -> "SimulationSettings":
+    """Return the settings for the options of `simulate`, by name; most are named alike."""
     from anabranch.simulation_settings import SimulationSettings, privacy_terms
     from common.instructions import Objective
 
-    effort = effort_of(privacy, sample_rate, local_steps, server_rate)
-    settings = SimulationSettings(
-        clients=clients,
-        cohort=cohort or clients,
-        rounds=rounds,
-        strategy=strategy,
-        privacy=privacy_terms(privacy, epsilon=epsilon, delta=delta, sample_rate=effort.sample_rate, noise=noise),
-        objective=Objective(window=window, negatives=negatives, clip=clip, local_steps=effort.local_steps),
-        server_learning_rate=effort.server_learning_rate,
-        engine=engine,
-        encoder=encoder,
-        device=device,
-        seed=seed,
-        workers=workers,
-        evaluate_every=evaluate_every,
-        resume=resume,
-        secure_aggregation=secure_aggregation,
-        colluders=colluders,
-        min_replies=min_replies,
-        hide_cold=hide_cold,
-        patience=patience,
-    )
-    _run(data, store, settings, Output(as_json=as_json))
+    effort = effort_of(given["privacy"], given["sample_rate"], given["local_steps"], given["server_rate"])
+    terms = {name: given[name] for name in ("epsilon", "delta", "noise")}
+    goal = {name: given[name] for name in ("window", "negatives", "clip", "anchor", "replay")}
+    made = {
+        "cohort": given["cohort"] or given["clients"],
+        "privacy": privacy_terms(given["privacy"], sample_rate=effort.sample_rate, **terms),
+        "objective": Objective(local_steps=effort.local_steps, **goal),
+        "server_learning_rate": effort.server_learning_rate,
+        "ranks": ranks_in(given["ranks"]),
+    }
+    alike = {each.name: given[each.name] for each in fields(SimulationSettings) if each.name in given}
+    return SimulationSettings(**(alike | made))
+
+
+def ranks_in(text: str) -> tuple[int, ...]:
+    """Read "2,4,8"; an empty text is no rank.
+
+    Raises
+    ------
+    UsageError
+        When it is anything else.
+    """
+    names = [name.strip() for name in text.split(",")] if text else []
+    if not all(name.isdecimal() for name in names):
+        raise UsageError(f"--ranks {text!r}", expected="whole numbers with commas between them, as 2,4,8")
+    return tuple(int(name) for name in names)
 
 
 def _run(data: str, store: Path, settings: "SimulationSettings", out: Output) -> None:

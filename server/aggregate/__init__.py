@@ -7,7 +7,7 @@ from types import MappingProxyType
 import numpy as np
 import torch
 
-from common.errors import UnknownName
+from common.errors import InvalidSetting, UnknownName
 from common.updates import AdapterUpdate
 from server.aggregate.base import Optimizer, Strategy
 from server.aggregate.fedex import FedEx
@@ -34,17 +34,41 @@ MEAN_SUFFICES = frozenset({"fedsvd", "fedit", "ffa", "rolora"})
 Arrays = dict[str, np.ndarray]
 
 
-def strategy_named(name: str, optimizer: Optimizer) -> Strategy:
+def bears_ranks(name: str) -> bool:
+    """Tell whether a strategy takes updates of a smaller rank: all that average do, the rules that compare do not."""
+    return name not in RULES
+
+
+def strategy_named(name: str, optimizer: Optimizer, *, bad_share: float | None = None) -> Strategy:
     """Return a strategy by name.
+
+    Parameters
+    ----------
+    name
+        One of `STRATEGIES`.
+    optimizer
+        What turns the mean update into a step.
+    bad_share
+        Share of a cohort that may be bad, for the robust rules alone; None leaves it at theirs.
 
     Raises
     ------
     UnknownName
         When there is none, naming those there are.
+    InvalidSetting
+        For a share with a strategy that bears no bad client, or one that no rule bears.
     """
     if name not in STRATEGIES:
         raise UnknownName("strategy", name, list(STRATEGIES))
-    return STRATEGIES[name](optimizer)
+    if bad_share is None:
+        return STRATEGIES[name](optimizer)
+    if name not in RULES:
+        raise InvalidSetting(
+            f"a share of {bad_share} bad clients with strategy {name!r}",
+            expected=f"one of the rules that bear some: {', '.join(RULES)}",
+            mend="leave out --bad-share, or choose one of them with --strategy",
+        )
+    return Robust(optimizer, name, bad_share)
 
 
 def aggregate_arrays(
@@ -67,4 +91,4 @@ def _arrays(tensors: Mapping[str, torch.Tensor]) -> Arrays:
     return {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
 
 
-__all__ = ["MEAN_SUFFICES", "STRATEGIES", "Strategy", "aggregate_arrays", "strategy_named"]
+__all__ = ["MEAN_SUFFICES", "STRATEGIES", "Strategy", "aggregate_arrays", "bears_ranks", "strategy_named"]

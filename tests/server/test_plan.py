@@ -95,3 +95,35 @@ def test_the_usual_threshold_is_two_thirds_or_what_the_colluders_ask(
 ) -> None:
     assert least_threshold(cohort, colluders) == threshold
     plan_of(secure_aggregation=True, cohort=cohort, colluders=colluders, min_replies=threshold)
+
+
+# -- ranks and bad clients -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("terms", [SERVER, replace(SERVER, unit="client")])
+def test_several_ranks_are_refused_where_only_a_sum_is_known(terms: PrivacyTerms) -> None:
+    with pytest.raises(InvalidSetting, match="only the sum of the updates is known"):
+        plan_of(privacy=terms, ranks=(2, 4))
+    with pytest.raises(InvalidSetting, match="only the sum of the updates is known"):
+        plan_of(ranks=(2, 4), secure_aggregation=True, min_replies=3)
+
+
+@pytest.mark.parametrize("strategy", ["median", "trimmed-mean", "krum", "multi-krum"])
+def test_several_ranks_are_refused_by_rules_that_compare(strategy: str) -> None:
+    with pytest.raises(InvalidSetting, match="compares"):
+        plan_of(strategy=strategy, ranks=(2, 4))
+    assert plan_of(strategy=strategy, bad_share=0.3).bad_share == 0.3
+
+
+def test_strategies_that_average_take_ranks_from_one() -> None:
+    for strategy in ("fedsvd", "ffa", "rolora", "fedit", "fedex"):
+        assert plan_of(strategy=strategy, ranks=(2, 4)).ranks == (2, 4)
+    with pytest.raises(InvalidSetting, match="whole numbers from 1"):
+        plan_of(ranks=(2, 0))
+
+
+def test_a_share_of_bad_clients_is_for_rules_that_bear_some() -> None:
+    with pytest.raises(InvalidSetting, match="with strategy 'fedsvd'"):
+        plan_of(bad_share=0.1)
+    with pytest.raises(InvalidSetting, match="less than one half"):
+        plan_of(strategy="krum", bad_share=0.5)

@@ -1,5 +1,6 @@
 """The round loop: resumable anywhere to the same bytes, and no node stops or bends it."""
 
+import json
 import os
 import subprocess
 import sys
@@ -21,7 +22,8 @@ from common.instructions import Objective, PrivacyTerms
 from common.progress import silent as no_progress
 from server.aggregate import STRATEGIES, strategy_named
 from server.aggregate.base import RowAdam
-from server.rounds import KEEP_ROUNDS, RoundLoop, RoundRecord, RoundStore, RunPlan, RunState
+from server.round_store import KEEP_ROUNDS
+from server.rounds import RoundLoop, RoundRecord, RoundStore, RunPlan, RunState
 from tests.server.memory_fleet import MemoryFleet, changed, filled, silent, twice
 
 SHAPES = {"x.lora_A.weight": (2, 6), "x.lora_B.weight": (5, 2)}
@@ -223,6 +225,23 @@ def test_another_runs_folder_is_refused_naming_the_setting(
 def test_a_run_without_a_guarantee_is_known_again(tmp_path: Path) -> None:
     run(tmp_path, plan_of(privacy=OFF, rounds=1))  # an infinite epsilon is null in JSON
     assert run(tmp_path, plan_of(privacy=OFF, rounds=2)).round == 2
+
+
+def test_a_run_of_an_older_program_is_gone_on_with(tmp_path: Path) -> None:
+    """It did not know the settings that came later; at their defaults they change nothing."""
+    straight = run(tmp_path / "straight", plan_of())
+    run(tmp_path / "old", plan_of(rounds=2))
+    path = tmp_path / "old" / "run.json"
+    written = json.loads(path.read_bytes())
+    for name in ("bad_share", "ranks", "start"):
+        del written[name]
+    for name in ("anchor", "replay"):
+        del written["objective"][name]
+    path.write_text(json.dumps(written))
+    assert fingerprint(run(tmp_path / "old", plan_of())) == fingerprint(straight)
+    path.write_text(json.dumps(written))
+    with pytest.raises(StoreMismatch, match="objective="):
+        run(tmp_path / "old", plan_of(objective=Objective(replay=0.5)))
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff"])

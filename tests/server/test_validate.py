@@ -92,3 +92,50 @@ def test_an_update_just_within_bounds_passes() -> None:
     array[0, 0] = MAX_NORM * 0.999
     validate(with_array(array), REQUEST, LIKE)
     validate(with_meta(epsilon=8.0), REQUEST, LIKE)
+
+
+# -- smaller ranks ---------------------------------------------------------------------------------------------------
+
+PAIR = {"q.lora_A.weight": np.zeros((4, 6), dtype=np.float32), "q.lora_B.weight": np.zeros((5, 4), dtype=np.float32)}
+BOTH = replace(REQUEST, trained=tuple(PAIR), strategy="fedit")
+
+
+def of_ranks(a: int, b: int) -> AdapterUpdate:
+    arrays = {"q.lora_A.weight": np.ones((a, 6), np.float32), "q.lora_B.weight": np.ones((5, b), np.float32)}
+    return AdapterUpdate(replace(GOOD.meta, strategy="fedit"), arrays)
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3, 4])
+def test_a_whole_update_of_a_smaller_rank_passes(rank: int) -> None:
+    validate(of_ranks(rank, rank), BOTH, PAIR, smaller_ranks=True)
+
+
+@pytest.mark.parametrize(("a", "b"), [(5, 5), (2, 3), (4, 2), (0, 0), (2, 4)])
+def test_a_larger_rank_none_or_two_at_once_are_refused(a: int, b: int) -> None:
+    with pytest.raises(UpdateRejected, match=r"tensor 'q\.lora_"):
+        validate(of_ranks(a, b), BOTH, PAIR, smaller_ranks=True)
+
+
+def test_a_smaller_rank_with_another_width_is_refused() -> None:
+    odd = of_ranks(2, 2)
+    arrays = {**odd.arrays, "q.lora_A.weight": np.ones((2, 7), np.float32)}
+    with pytest.raises(UpdateRejected, match=re.escape("float32 (2, 7); expected float32 (2, 6)")):
+        validate(replace(odd, arrays=arrays), BOTH, PAIR, smaller_ranks=True)
+
+
+@pytest.mark.parametrize("strategy", ["median", "trimmed-mean", "krum", "multi-krum"])
+def test_rules_that_compare_ask_for_the_full_rank(strategy: str) -> None:
+    update = replace(of_ranks(2, 2), meta=replace(GOOD.meta, strategy=strategy))
+    with pytest.raises(UpdateRejected, match=re.escape("expected float32 (4, 6)")):
+        validate(update, replace(BOTH, strategy=strategy), PAIR, smaller_ranks=True)
+
+
+def test_where_updates_are_summed_the_full_rank_is_asked() -> None:
+    terms = replace(TERMS, noise="server")
+    with pytest.raises(UpdateRejected, match=re.escape("expected float32 (4, 6)")):
+        validate(of_ranks(2, 2), replace(BOTH, privacy=terms, noise_multiplier=1.0), PAIR, smaller_ranks=True)
+
+
+def test_a_server_that_does_not_ask_for_less_gets_no_less() -> None:
+    with pytest.raises(UpdateRejected, match=re.escape("expected float32 (4, 6)")):
+        validate(of_ranks(2, 2), BOTH, PAIR)

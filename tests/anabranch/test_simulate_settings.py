@@ -1,0 +1,48 @@
+"""The options of `anabranch simulate` and the settings that they become."""
+
+import inspect
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from anabranch.commands.simulate import ranks_in, settings_of, simulate
+from anabranch.simulation_settings import SimulationSettings
+from common.errors import InvalidSetting, UsageError
+from common.instructions import Objective
+
+DEFAULTS = {name: parameter.default for name, parameter in inspect.signature(simulate).parameters.items()}
+
+
+def test_left_out_they_are_the_settings_defaults() -> None:
+    found, usual = settings_of(DEFAULTS), SimulationSettings()
+    differing = {each.name for each in fields(found) if getattr(found, each.name) != getattr(usual, each.name)}
+    assert differing <= {"privacy", "server_learning_rate"}  # these follow the unit
+
+
+def test_every_option_reaches_its_setting() -> None:
+    given = DEFAULTS | {
+        "cohort": 3, "strategy": "krum", "bad_share": 0.3, "anchor": 0.5, "replay": 0.25, "local_steps": 2, "seed": 5,
+        "window": 6, "negatives": 7, "clip": 0.1, "from_version": "current", "from_store": Path("x"), "since": 0.2,
+        "until": 0.7, "patience": 4, "evaluate_every": 2, "hide_cold": 0.1, "device": "cpu", "rounds": 9,
+    }  # fmt: skip
+    found = settings_of(given)
+    goal = Objective(window=6, negatives=7, clip=0.1, local_steps=2, anchor=0.5, replay=0.25)
+    assert found.objective == goal
+    for name in set(given) & {each.name for each in fields(found)} - {"privacy", "objective", "ranks"}:
+        assert getattr(found, name) == given[name], name
+
+
+def test_ranks_are_read() -> None:
+    assert ranks_in("") == ()
+    assert ranks_in("2, 4,8") == (2, 4, 8)
+    assert settings_of(DEFAULTS | {"ranks": "2,4"}).ranks == (2, 4)
+    for text in ("2;4", "two", "2,", "-1"):
+        with pytest.raises(UsageError, match="--ranks"):
+            ranks_in(text)
+
+
+@pytest.mark.parametrize(("since", "until"), [(0.5, 0.5), (0.6, 0.4), (-0.1, 1.0), (0.0, 1.1)])
+def test_a_window_of_time_must_be_one(since: float, until: float) -> None:
+    with pytest.raises(InvalidSetting, match="since"):
+        SimulationSettings(since=since, until=until)
