@@ -9,20 +9,21 @@ import numpy as np
 
 from anabranch.provenance import commit, machine
 from common.datasets.base import Dataset
-from common.errors import InvalidSetting
+from common.errors import InvalidSetting, UnknownName
 from common.ids import stable_hash
 from common.progress import Progress, silent
 from stream.comparison import against, curve_of, paired_interval, row_of, slices_of
 from stream.contest import ALLOWED, MASKED, RULES, Contender, ContestSettings, Learner, Trial, hold_contest
 from stream.learner.blend import Blend
 from stream.learner.content import Content
-from stream.learner.controls import PeriodicEase, RandomScores, RiverMF
+from stream.learner.controls import PeriodicEase, RandomScores, RawTexts, RiverMF
 from stream.learner.mf import MF
 from stream.learner.neighbours import Neighbours
 from stream.learner.popularity import DecayedPopularity, Popularity
 
-OURS, WITHOUT_CONTENT, ZERO_SHOT = "ours", "ours_without_content", "content"
-MEMBERS = ("neighbours", "factors", ZERO_SHOT, "popularity_decayed")
+OURS, WITHOUT_CONTENT, CONTENT, ZERO_SHOT = "ours", "ours_without_content", "content", "zero_shot"
+DECAYED = "popularity_decayed"
+MEMBERS = ("neighbours", "factors", CONTENT, DECAYED)
 NO_RECENCY = 1e6
 """So slow a decay is none: the plain item-kNN that everybody knows."""
 QUICK_DATA = "synthetic"
@@ -55,6 +56,8 @@ class StreamEvaluationSettings:
         Share of the items that nobody learns in the test on cold items; 0 leaves it out.
     cold_warm_share
         Share of the likes that is learned before that test begins.
+    rows
+        Only these rows, and ours; empty for all.
     """
 
     warm_share: float = 0.2
@@ -66,6 +69,7 @@ class StreamEvaluationSettings:
     events: int | None = None
     cold_share: float = 0.2
     cold_warm_share: float = 0.8
+    rows: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.cold_share < 1.0 or self.window < 2 or any(every < 1 for every in self.ease_every):
@@ -151,7 +155,7 @@ def our_rows(settings: StreamEvaluationSettings, texts: Texts) -> dict[str, Make
     rows: dict[str, Make] = {OURS: lambda: Learner(Blend(seed=seed, repeats=repeats), texts=vectors)}
     if vectors:
         rows[WITHOUT_CONTENT] = lambda: Learner(Blend(seed=seed, repeats=repeats))
-        rows[ZERO_SHOT] = lambda: Learner(Content(), texts=vectors)
+        rows[CONTENT] = lambda: Learner(Content(), texts=vectors)
     return {
         **rows,
         "neighbours": lambda: Learner(Neighbours()),
@@ -189,6 +193,7 @@ def evaluate_stream(
     events = dataset.interactions[: settings.events]
     controls = control_rows(settings, len({event.item_id for event in events}))
     ours = our_rows(settings, texts)
+    controls, ours = _chosen(controls, ours, settings.rows)
     note(f"{len(controls) + len(ours)} rows over {len(events)} events; texts: {texts.source}")
     contest = ContestSettings(warm_share=settings.warm_share, repeats=settings.repeats)
     trial = hold_contest(events, {**controls, **ours}, contest, progress=progress)
@@ -213,7 +218,23 @@ def evaluate_stream(
         "machine": machine("cpu"),
     }
     members = tuple(name for name in MEMBERS if name in ours)
-    return StreamEvaluation(settings, protocol, trial, (*controls, "popularity_decayed"), members, cold)
+    told = (*controls, *(name for name in members if name == DECAYED))
+    return StreamEvaluation(settings, protocol, trial, told, members, cold)
+
+
+def _chosen(
+    controls: dict[str, Make], ours: dict[str, Make], wanted: tuple[str, ...]
+) -> tuple[dict[str, Make], dict[str, Make]]:
+    """Return the rows that are wanted, ours always; all of them when none is named."""
+    known = {*controls, *ours}
+    for name in wanted:
+        if name not in known:
+            raise UnknownName("row", name, sorted(known))
+    kept = {OURS, *wanted} if wanted else known
+    return (
+        {name: make for name, make in controls.items() if name in kept},
+        {name: make for name, make in ours.items() if name in kept},
+    )
 
 
 def cold_items(items: set[str], share: float, seed: int) -> frozenset[str]:
@@ -228,9 +249,10 @@ def _cold(
     events = dataset.interactions[: settings.events]
     hidden = cold_items({event.item_id for event in events}, settings.cold_share, settings.seed)
     rows = our_rows(settings, texts)
-    names = (OURS, WITHOUT_CONTENT, ZERO_SHOT)
+    names = (OURS, WITHOUT_CONTENT, CONTENT)
     contenders: dict[str, Make] = {
         "random": lambda: RandomScores(settings.seed),
+        ZERO_SHOT: lambda: RawTexts(texts.vectors),
         **{name: rows[name] for name in names},
     }
     contest = ContestSettings(warm_share=settings.cold_warm_share, repeats=settings.repeats, hidden=hidden)

@@ -18,6 +18,7 @@ NAMES = {
     "neighbours": "member: recency-aware item-kNN",
     "factors": "member: factors",
     "content": "member: likeness of texts",
+    "zero_shot": "zero-shot text, as the encoder gives it",
 }
 SLICES = {"user_history": "by the user's likes before", "item_history": "by the item's likes before"}
 DRAWN = (OURS, "neighbours", "item_knn", "popularity")
@@ -151,7 +152,7 @@ def _cold(cold: Mapping[str, Any], k: int) -> tuple[Table | Text, ...]:
     caption = f"{cold['items']} items that nobody learns, ranked among themselves ({cold['test_events']} tests)"
     told = "; ".join(
         f"{cold[key]:.2f} times {of}"
-        for key, of in (("times_random", "random"), ("times_zero_shot", "likeness of texts"))
+        for key, of in (("times_random", "random"), ("times_zero_shot", "zero-shot text"))
         if cold[key] is not None
     )
     return Table(caption, ("", *_columns(k)), body), Text(f"Ours reaches {told}.")

@@ -24,6 +24,7 @@ def stream(
     warm_share: Annotated[float, typer.Option(help="Share of the likes that is learned and not tested.")] = 0.2,
     cold_share: Annotated[float, typer.Option(help="Share of the items hidden in the test on cold items.")] = 0.2,
     ease_most_items: Annotated[int, typer.Option(help="Leave EASE out with more candidates than this.")] = 4_000,
+    rows: Annotated[str, typer.Option(help="Only these rows, by commas, and ours; empty for all.")] = "",
     events: Annotated[int, typer.Option(min=0, help="Only the first so many events; 0 takes all.")] = 0,
     encoder: Annotated[str, typer.Option(help="minilm, a Hugging Face BERT, or a folder.")] = "minilm",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps; for the texts.")] = "auto",
@@ -58,6 +59,7 @@ def stream(
         ease_most_items=ease_most_items,
         events=events or None,
         cold_share=cold_share,
+        rows=tuple(word.strip() for word in rows.split(",") if word.strip()),
     )
     settings = asked.quick(settings) if quick else settings
     folder = report or store / "report"

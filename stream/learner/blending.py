@@ -193,7 +193,18 @@ def teach_all(
     mark_seen(learned.log, learned.users.newest[user], tools.scratch.marks, event + 1)
     amount = np.float32(weight)
     learn_liked(
-        learned.items, learned.taste, learned.texts, described, learned.users, tools, n_items, event, user, item, amount
+        learned.items,
+        learned.taste,
+        learned.texts,
+        described,
+        learned.users,
+        learned.counts,
+        tools,
+        n_items,
+        event,
+        user,
+        item,
+        amount,
     )
     learn_neighbours(learned.pairs, learned.users, learned.counts, query, user, item, amount)
     seen = tools.scratch.marks[item] == event + 1

@@ -1,6 +1,6 @@
 """What a streaming learner must be compared with: chance, river's factorisation, and a service that retrains."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from river import optim, reco
@@ -28,6 +28,45 @@ class RandomScores:
 
     def learn(self, event: Interaction, feedback: Feedback) -> None:
         """Learn nothing."""
+
+
+class RawTexts:
+    """Text vectors as the encoder gives them: likeness to the last items a user liked, the newest weighing most.
+
+    The zero-shot row of the federated evaluation (`server.evaluate`), on a stream.
+
+    Parameters
+    ----------
+    texts
+        Item id to vector.
+    window, recency
+        How many liked items count, and how fast they fade.
+    """
+
+    def __init__(self, texts: Mapping[str, np.ndarray], window: int = 20, recency: float = 10.0) -> None:
+        self._texts, self._window, self._recency = texts, window, recency
+        self._liked: dict[str, list[int]] = {}
+
+    def start(self, items: Sequence[str]) -> None:
+        """Take the candidates."""
+        width = len(next(iter(self._texts.values())))
+        self._rows = {item: row for row, item in enumerate(items)}
+        known = [self._texts.get(item, np.zeros(width)) for item in items]
+        self._vectors = np.stack(known).astype(np.float32)
+
+    def scores(self, user: str) -> np.ndarray:
+        """Return the likeness to the history."""
+        newest = self._liked.get(user, [])[::-1]
+        weights = np.exp(-np.arange(len(newest)) / self._recency).astype(np.float32)
+        scored: np.ndarray = self._vectors @ (weights @ self._vectors[newest])
+        return scored
+
+    def learn(self, event: Interaction, feedback: Feedback) -> None:
+        """Remember a like."""
+        if feedback.sign > 0:
+            liked = self._liked.setdefault(event.user_id, [])
+            liked.append(self._rows[event.item_id])
+            del liked[: -self._window]
 
 
 class RiverMF:

@@ -117,6 +117,7 @@ def learn_liked(
     texts: np.ndarray,
     described: bool,
     users: UserRows,
+    counts: np.ndarray,
     tools: Tools,
     n_items: int,
     event: int,
@@ -162,7 +163,9 @@ def learn_liked(
             text = texts[row]
             for factor in range(len(text)):
                 room.pull[factor] += slope * text[factor]
-        step_item(items, row, slope, vector, norm, rule)
+        # an item that nobody liked yet says no more than its text does: only its bias sinks
+        known = place == 0 or counts[row] > 0
+        step_item(items, row, slope, vector, norm if known else np.float32(0.0), rule)
     step_history(items, ring, positives, scale, pull, rule)
     if described:
         step_taste(taste, room.text, room.pull, tools.text_rate, rule.bias_rate)
@@ -237,7 +240,7 @@ class FactorsPart(Part):
         """Take up arrays that were replaced."""
         self._items = ItemRows(*(items[name] for name in ItemRows._fields))
         self._taste = Taste(*(fixed[name] for name in Taste._fields))
-        self._users = ground.users
+        self._users, self._counts = ground.users, ground.counts
         self._scratch = Scratch(
             marks=ground.marks,
             rows=np.zeros(self._negatives + 1, dtype=np.int64),
@@ -293,6 +296,7 @@ class FactorsPart(Part):
             self._texts.rows,
             self._texts.described,
             self._users,
+            self._counts,
             self.tools,
             event.n_items,
             event.number,

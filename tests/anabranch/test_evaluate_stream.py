@@ -1,6 +1,7 @@
 """`anabranch evaluate stream`, in little."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from anabranch.evaluation_stream import StreamEvaluationSettings, Texts, cold_it
 from anabranch.evaluation_stream_report import compose, findings
 from anabranch.report import to_html, to_markdown
 from common.datasets.synthetic import SyntheticSpec, make_synthetic
-from common.errors import InvalidSetting
+from common.errors import InvalidSetting, UnknownName
 
 SPEC = SyntheticSpec(users=60, items=300, events=2_500)
 SETTINGS = StreamEvaluationSettings(ease_every=(300,), window=200, cold_share=0.3)
@@ -46,7 +47,7 @@ def test_every_row_has_its_figures(payload: dict[str, dict[str, dict[str, object
 
 def test_cold_items_are_found_by_their_texts(payload: dict[str, dict[str, object]]) -> None:
     cold = payload["cold"]
-    assert set(cold["rows"]) == {"random", "ours", "ours_without_content", "content"}  # type: ignore[call-overload]  # a mapping
+    assert set(cold["rows"]) == {"random", "zero_shot", "ours", "ours_without_content", "content"}  # type: ignore[call-overload]  # a mapping
     assert float(str(cold["times_random"])) > 1.0
 
 
@@ -67,6 +68,14 @@ def test_cold_items_are_the_same_whatever_else_there_is() -> None:
     assert 30 < len(cold_items(some, 0.2, 0)) < 90
     with pytest.raises(InvalidSetting, match="cold_share 1"):
         StreamEvaluationSettings(cold_share=1.0)
+
+
+def test_only_the_rows_that_are_wanted() -> None:
+    dataset = make_synthetic(SyntheticSpec(users=10, items=30, events=200), seed=0)
+    found = evaluate_stream(dataset, replace(SETTINGS, rows=("popularity",))).as_json()
+    assert set(found["rows"]) == {"ours", "popularity"}
+    with pytest.raises(UnknownName, match="row 'best'"):
+        evaluate_stream(dataset, replace(SETTINGS, rows=("best",)))
 
 
 def test_no_texts_are_no_texts(tmp_path: Path) -> None:
