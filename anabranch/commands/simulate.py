@@ -27,17 +27,24 @@ class Effort(NamedTuple):
 
     sample_rate: float
     local_steps: int
-    server_learning_rate: float
+    client_rate: float
+    server_rate: float
+    window: int
+    negatives: int
 
 
-def effort_of(unit: str, *given: float | None) -> Effort:
-    """Return the effort that was given, filled up with what suits the unit.
+WITHOUT_NOISE = Effort(0.15, 8, 3.0, 0.03, 20, 32)
+ONE_NOISE = Effort(0.2, 1, 1.0, 0.02, 12, 16)
+NOISE_EACH = Effort(0.2, 1, 1.0, 0.01, 12, 16)
+
+
+def effort_of(unit: str, noise: str, given: dict[str, Any]) -> Effort:
+    """Return the effort that was given, filled up with what suits the unit and the place of the noise.
 
     Noise is what makes few, small, careful steps right; without it there is no reason for them.
     """
-    usual = (1.0, 2, 0.02) if unit == "off" else (0.2, 1, 0.01)
-    rate, steps, learning_rate = (own if own is not None else other for own, other in zip(given, usual, strict=True))
-    return Effort(float(rate), int(steps), float(learning_rate))
+    usual = WITHOUT_NOISE if unit == "off" else NOISE_EACH if noise == "local" else ONE_NOISE
+    return usual._replace(**{name: given[name] for name in Effort._fields if given.get(name) is not None})
 
 
 def simulate(
@@ -54,15 +61,16 @@ def simulate(
     min_replies: Annotated[int, typer.Option(help="Fewer updates fail a round; 0: 1, or 2/3 when secure.")] = 0,
     epsilon: Annotated[float, typer.Option(help="Budget of every client over the whole run.")] = 8.0,
     delta: Annotated[float, typer.Option(help="Delta of the guarantee; below one over a node's records.")] = 1e-4,
-    sample_rate: Annotated[float | None, typer.Option(help="Chance of a record a step; 0.2, privacy off 1.")] = None,
-    window: Annotated[int, typer.Option(help="Most clicks in a record.")] = 12,
-    negatives: Annotated[int, typer.Option(help="Sampled items a record.")] = 16,
+    sample_rate: Annotated[float | None, typer.Option(help="Chance of a record a step; 0.2, privacy off 0.15.")] = None,
+    window: Annotated[int | None, typer.Option(help="Most clicks in a record; 12, privacy off 20.")] = None,
+    negatives: Annotated[int | None, typer.Option(help="Sampled items a record; 16, privacy off 32.")] = None,
     clip: Annotated[float, typer.Option(help="Bound on a record's gradient norm.")] = 0.5,
     anchor: Annotated[float, typer.Option(help="Pull to the round's base after each of 2 or more local steps.")] = 0.0,
     replay: Annotated[float, typer.Option(help="Chance of a record of clicks that a node held in earlier runs.")] = 0.0,
     ranks: Annotated[str, typer.Option(help="Ranks that nodes train, dealt in turn: 2,4,8; empty: the full.")] = "",
-    local_steps: Annotated[int | None, typer.Option(help="Steps a node and round; 1, without privacy 2.")] = None,
-    server_rate: Annotated[float | None, typer.Option(help="Of the server; 0.01, privacy off 0.02.")] = None,
+    local_steps: Annotated[int | None, typer.Option(help="Steps a node and round; 1, privacy off 8.")] = None,
+    client_rate: Annotated[float | None, typer.Option(help="Of the nodes' steps; 1, privacy off 3.")] = None,
+    server_rate: Annotated[float | None, typer.Option(help="Of the server; off 0.03, local 0.01, else 0.02.")] = None,
     engine: Annotated[str, typer.Option(help="inprocess: worker processes on this machine.")] = "inprocess",
     encoder: Annotated[str, typer.Option(help="minilm, a Hugging Face BERT, or a folder.")] = "minilm",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
@@ -95,14 +103,19 @@ def settings_of(given: dict[str, Any]) -> "SimulationSettings":
     from anabranch.simulation_settings import SimulationSettings, privacy_terms
     from common.instructions import Objective
 
-    effort = effort_of(given["privacy"], given["sample_rate"], given["local_steps"], given["server_rate"])
+    effort = effort_of(given["privacy"], given["noise"], given)
     terms = {name: given[name] for name in ("epsilon", "delta", "noise")}
-    goal = {name: given[name] for name in ("window", "negatives", "clip", "anchor", "replay")}
+    goal = {name: given[name] for name in ("clip", "anchor", "replay")} | {
+        "window": effort.window,
+        "negatives": effort.negatives,
+        "local_steps": effort.local_steps,
+        "learning_rate": effort.client_rate,
+    }
     made = {
         "cohort": given["cohort"] or given["clients"],
         "privacy": privacy_terms(given["privacy"], sample_rate=effort.sample_rate, **terms),
-        "objective": Objective(local_steps=effort.local_steps, **goal),
-        "server_learning_rate": effort.server_learning_rate,
+        "objective": Objective(**goal),
+        "server_learning_rate": effort.server_rate,
         "ranks": ranks_in(given["ranks"]),
     }
     alike = {each.name: given[each.name] for each in fields(SimulationSettings) if each.name in given}

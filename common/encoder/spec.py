@@ -27,7 +27,8 @@ class EncoderSpec:
     trained_layers
         How many of the top layers carry an adapter; the ones below are frozen and cached.
     rank, alpha
-        LoRA rank and scaling numerator.
+        LoRA rank and scaling numerator. Where B alone is trained, the rank bounds what of its input an adapter sees:
+        16 was far better than 8, with and without noise (docs/evaluation.md).
     targets
         Linear layers of the self-attention that carry an adapter.
     max_tokens
@@ -37,8 +38,8 @@ class EncoderSpec:
     name: str
     path: str
     trained_layers: int = 2
-    rank: int = 8
-    alpha: int = 16
+    rank: int = 16
+    alpha: int = 32
     targets: tuple[str, ...] = ("query", "value")
     max_tokens: int = 64
 
