@@ -20,7 +20,7 @@ from anabranch.output import Output
 if TYPE_CHECKING:
     from common.events import Interaction
     from stream.settings import LearnReport
-    from stream.state import ItemTexts
+    from stream.state import ItemTexts, Served
 
 app = typer.Typer(no_args_is_help=True, help="The click pipeline: send events, learn from them, see how far it is.")
 
@@ -28,6 +28,18 @@ JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object on
 ServersOption = Annotated[str, typer.Option("--bootstrap-servers", help="Kafka's HOST:PORT, several apart by commas.")]
 TopicOption = Annotated[str, typer.Option(help="Topic of the events.")]
 StoreOption = Annotated[Path, typer.Option(help="Folder of models and checkpoints.")]
+LearnerKind = Literal["mf", "blend"]
+LearnerOption = Annotated[
+    LearnerKind,
+    typer.Option(help="mf: factors. blend: neighbours, factors, texts and popularity, weighted by what they hit."),
+]
+RepeatsOption = Annotated[
+    bool, typer.Option("--repeats", help="blend: what a user liked before may be shown again (shops re-buy).")
+]
+OnNewTopicOption = Annotated[
+    Literal["fail", "continue"],
+    typer.Option(help="When the topic was made anew: fail, or continue with what was learned."),
+]
 SERVERS = "127.0.0.1:9092"
 TOPIC = "clicks"
 STORE = Path("anabranch-store")
@@ -166,10 +178,7 @@ def learn(
     checkpoint_seconds: Annotated[
         float, typer.Option(min=0.01, help="Seconds between two checkpoints, if that is sooner.")
     ] = 5.0,
-    on_new_topic: Annotated[
-        Literal["fail", "continue"],
-        typer.Option(help="When the topic was made anew: fail, or continue with what was learned."),
-    ] = "fail",
+    on_new_topic: OnNewTopicOption = "fail",
     on_lost_offset: Annotated[
         Literal["fail", "earliest", "latest"],
         typer.Option(help="When the broker no longer has the next event: fail, earliest or latest."),
@@ -177,13 +186,8 @@ def learn(
     evaluate_every: Annotated[
         int, typer.Option(min=0, help="Test every so many events before learning them; 0 tests none.")
     ] = 1,
-    learner: Annotated[
-        Literal["mf", "blend"],
-        typer.Option(help="mf: factors. blend: neighbours, factors, texts and popularity, weighted by what they hit."),
-    ] = "mf",
-    repeats: Annotated[
-        bool, typer.Option("--repeats", help="blend: what a user liked before may be shown again (shops re-buy).")
-    ] = False,
+    learner: LearnerOption = "mf",
+    repeats: RepeatsOption = False,
     factors: Annotated[int, typer.Option(min=1, help="Length of an item's factors.")] = 64,
     negatives: Annotated[int, typer.Option(min=1, help="Sampled negatives an event.")] = 50,
     seed: Annotated[int, typer.Option(help="Seed of the learner.")] = 0,
@@ -198,8 +202,6 @@ def learn(
       anabranch stream learn --idle-timeout 10
     """  # noqa: D301 - \b is click's mark for lines to keep, not an escape of ours
     from stream.consumer import StreamWorker
-    from stream.learner.blend import Blend
-    from stream.learner.mf import MF
     from stream.settings import WorkerSettings
 
     out = Output(as_json=as_json)
@@ -216,9 +218,7 @@ def learn(
         on_lost_offset=on_lost_offset,
         evaluate_every=evaluate_every,
     )
-    fresh: MF | Blend = MF(n_factors=factors, negatives=negatives, seed=seed)
-    if learner == "blend":
-        fresh = Blend(n_factors=factors, negatives=negatives, repeats=repeats, seed=seed)
+    fresh = _fresh_learner(learner, factors, negatives, repeats, seed)
     items = _catalogue_ids(store) if from_catalogue else ()
     texts = _item_texts(store) if from_catalogue and learner == "blend" else None
     with stop_on_signals() as stopping, out.progress() as progress:
@@ -227,6 +227,15 @@ def learn(
         )
         report = worker.run()
     out.result(asdict(report), lambda console: _draw_report(console, report, store))
+
+
+def _fresh_learner(kind: LearnerKind, factors: int, negatives: int, repeats: bool, seed: int) -> "Served":
+    from stream.learner.blend import Blend
+    from stream.learner.mf import MF
+
+    if kind == "blend":
+        return Blend(n_factors=factors, negatives=negatives, repeats=repeats, seed=seed)
+    return MF(n_factors=factors, negatives=negatives, seed=seed)
 
 
 def _catalogue_ids(store: Path) -> tuple[str, ...]:
