@@ -14,7 +14,7 @@ from anabranch.accounting import LentAccountant
 from anabranch.commands import ledger as command
 from anabranch.independent import ORDERS, independent_epsilon
 from anabranch.ledgers import PLD_SHORTFALL, PLD_SLACK, RDP_TOLERANCE
-from client.dp import epsilon_of, rdp_bound
+from client.dp import epsilon_of, lowest_epsilon, rdp_bound
 from client.ledger import Ledger, Purpose
 from common.errors import LedgerCorrupt, PrivacyError
 from common.manifests import Manifest
@@ -165,7 +165,7 @@ def test_an_accountant_that_says_too_little_is_found_out(store: Path, monkeypatc
     assert len(problems) == 3
     assert "the accountants differ by -2.00e-06" in problems[0]
     monkeypatch.undo()
-    monkeypatch.setattr("anabranch.ledgers.epsilon_of", lambda total, name: 0.9 * epsilon_of(total, name))
+    monkeypatch.setattr("anabranch.ledgers.lowest_epsilon", lambda total: 0.9 * lowest_epsilon(total))
     problems = json.loads(run("verify", "--store", str(store), "--json")[0])["problems"]
     assert len(problems) == 3
     assert "by PLD" in problems[0]
