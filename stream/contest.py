@@ -89,7 +89,7 @@ class Learner:
     def learn(self, event: Interaction, feedback: Feedback) -> None:
         """Learn a like, and a dislike where that is wanted."""
         if feedback.sign > 0 or (feedback.sign < 0 and self._dislikes):
-            self.ranker.learn_one(event.user_id, event.item_id, feedback.sign * feedback.weight)
+            self.ranker.learn_one(event.user_id, event.item_id, feedback.sign * feedback.weight, {"ts": event.ts})
 
 
 @dataclass(frozen=True, slots=True)

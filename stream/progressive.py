@@ -183,8 +183,11 @@ class Progressive:
         self._tested = np.zeros(0, dtype=np.int64)
         self._adwin = ADWIN()
 
-    def step(self, user: str, item: str, weight: float) -> int | None:
-        """Test with one liked event, then learn it; return the first contender's rank, or None when not tested."""
+    def step(self, user: str, item: str, weight: float, ts: int | None = None) -> int | None:
+        """Test with one liked event, then learn it; return the first contender's rank, or None when not tested.
+
+        `ts` is its time in milliseconds, for learners that drop what is old.
+        """
         number, self.liked = self.liked, self.liked + 1
         due = number >= self.protocol.warm_events and (number - self.protocol.warm_events) % self.protocol.every == 0
         first = next(iter(self.contenders.values()))
@@ -197,17 +200,17 @@ class Progressive:
             if due:
                 rank = self._test(name, learner, user, item, place)
                 watched = rank if watched is None else watched
-            learner.learn_one(user, item, weight)
+            learner.learn_one(user, item, weight, {"ts": ts})
             self._tallies[name].took(time.perf_counter() - started)
         if watched is not None:
             self._watch(watched, max(watched, first.n_items))
         return watched
 
-    def dislike(self, user: str, item: str, weight: float) -> None:
+    def dislike(self, user: str, item: str, weight: float, ts: int | None = None) -> None:
         """Teach one disliked event; nothing is tested."""
         for name, learner in self.contenders.items():
             started = time.perf_counter()
-            learner.learn_one(user, item, -weight)
+            learner.learn_one(user, item, -weight, {"ts": ts})
             self._tallies[name].took(time.perf_counter() - started)
 
     def _count(self, user: str) -> int:
@@ -347,9 +350,9 @@ def evaluate_progressively(
     run = Progressive(contenders, Protocol(warm_events=int(warm_share * liked), k=k))
     for event, feedback in judged:
         if feedback.sign > 0:
-            run.step(event.user_id, event.item_id, feedback.weight)
+            run.step(event.user_id, event.item_id, feedback.weight, event.ts)
             if run.liked % 1000 == 0 or run.liked == liked:
                 progress("evaluating", run.liked, liked)
         elif feedback.sign < 0 and use_dislikes:
-            run.dislike(event.user_id, event.item_id, feedback.weight)
+            run.dislike(event.user_id, event.item_id, feedback.weight, event.ts)
     return ProgressiveReport(run.protocol, run.rows(), run.drift_alarms, run.liked)

@@ -159,9 +159,9 @@ class StreamState:
             return Outcome("neutral")
         try:
             if feedback.sign > 0:
-                self.progressive.step(event.user_id, event.item_id, feedback.weight)
+                self.progressive.step(event.user_id, event.item_id, feedback.weight, event.ts)
             else:
-                self.progressive.dislike(event.user_id, event.item_id, feedback.weight)
+                self.progressive.dislike(event.user_id, event.item_id, feedback.weight, event.ts)
         except MalformedEvent as error:
             return Outcome("dead", type(error).__name__, str(error))
         return Outcome("learned")

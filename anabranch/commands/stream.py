@@ -36,6 +36,13 @@ LearnerOption = Annotated[
 RepeatsOption = Annotated[
     bool, typer.Option("--repeats", help="blend: what a user liked before may be shown again (shops re-buy).")
 ]
+TtlOption = Annotated[
+    float, typer.Option(min=0, help="What is learned of an item is dropped after so many days without it; 0 never.")
+]
+AdmitOption = Annotated[int, typer.Option(min=1, help="An item is learned from its so-manieth event on.")]
+EvaluateOption = Annotated[
+    int, typer.Option(min=0, help="Test every so many events before learning them; 0 tests none.")
+]
 OnNewTopicOption = Annotated[
     Literal["fail", "continue"],
     typer.Option(help="When the topic was made anew: fail, or continue with what was learned."),
@@ -183,13 +190,13 @@ def learn(
         Literal["fail", "earliest", "latest"],
         typer.Option(help="When the broker no longer has the next event: fail, earliest or latest."),
     ] = "fail",
-    evaluate_every: Annotated[
-        int, typer.Option(min=0, help="Test every so many events before learning them; 0 tests none.")
-    ] = 1,
+    evaluate_every: EvaluateOption = 1,
     learner: LearnerOption = "mf",
     repeats: RepeatsOption = False,
     factors: Annotated[int, typer.Option(min=1, help="Length of an item's factors.")] = 64,
     negatives: Annotated[int, typer.Option(min=1, help="Sampled negatives an event.")] = 50,
+    ttl_days: TtlOption = 0.0,
+    admit_at: AdmitOption = 1,
     seed: Annotated[int, typer.Option(help="Seed of the learner.")] = 0,
     as_json: JsonFlag = False,
 ) -> None:
@@ -218,7 +225,7 @@ def learn(
         on_lost_offset=on_lost_offset,
         evaluate_every=evaluate_every,
     )
-    fresh = _fresh_learner(learner, factors, negatives, repeats, seed)
+    fresh = _fresh_learner(learner, factors, negatives, repeats, ttl_days, admit_at, seed)
     items = _catalogue_ids(store) if from_catalogue else ()
     texts = _item_texts(store) if from_catalogue and learner == "blend" else None
     with stop_on_signals() as stopping, out.progress() as progress:
@@ -229,13 +236,22 @@ def learn(
     out.result(asdict(report), lambda console: _draw_report(console, report, store))
 
 
-def _fresh_learner(kind: LearnerKind, factors: int, negatives: int, repeats: bool, seed: int) -> "Served":
+def _fresh_learner(
+    kind: LearnerKind, factors: int, negatives: int, repeats: bool, ttl_days: float, admit_at: int, seed: int
+) -> "Served":
     from stream.learner.blend import Blend
     from stream.learner.mf import MF
 
     if kind == "blend":
-        return Blend(n_factors=factors, negatives=negatives, repeats=repeats, seed=seed)
-    return MF(n_factors=factors, negatives=negatives, seed=seed)
+        return Blend(
+            n_factors=factors,
+            negatives=negatives,
+            repeats=repeats,
+            ttl_days=ttl_days,
+            admit_at=admit_at,
+            seed=seed,
+        )
+    return MF(n_factors=factors, negatives=negatives, ttl_days=ttl_days, admit_at=admit_at, seed=seed)
 
 
 def _catalogue_ids(store: Path) -> tuple[str, ...]:

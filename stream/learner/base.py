@@ -12,6 +12,7 @@ from common.errors import CheckpointMismatch, InvalidSetting, MalformedEvent
 from common.events import MAX_ID_LENGTH
 from common.ids import arrays_sha256
 from stream.learner.kernels import SeenLog, UserRows, rank_among, seen_rows
+from stream.learner.retention import Retention
 
 _FIRST_CAPACITY = 64
 MAX_WEIGHT = 1000.0
@@ -54,19 +55,25 @@ class ArrayRanker(Ranker):  # type: ignore[misc]  # river has no types
         Of everything random.
     window
         How many of a user's newest positive items are kept in order.
+    retention
+        Which items get a row and how long it is kept; None admits and keeps all.
     """
 
-    def __init__(self, seed: int = 0, window: int = 50) -> None:
+    def __init__(self, seed: int = 0, window: int = 50, retention: Retention | None = None) -> None:
         if type(seed) is not int:
             raise InvalidSetting(f"seed {seed!r} is {type(seed).__name__}", expected="an int")
         if type(window) is not int or window < 1:
             raise InvalidSetting(f"window {window!r}", expected="an int of 1 or more")
         super().__init__(seed=seed)
         self.window = window
+        self._retention = retention or Retention()
         self._item_rows: dict[str, int] = {}
         self._item_names: list[str] = []
         self._user_rows: dict[str, int] = {}
-        self._item_arrays: dict[str, np.ndarray] = {"counts": np.zeros(0, dtype=np.int64)}
+        self._item_arrays: dict[str, np.ndarray] = {
+            "counts": np.zeros(0, dtype=np.int64),
+            **self._retention.item_arrays(),
+        }
         self._user_arrays: dict[str, np.ndarray] = {
             "ring": np.zeros((0, window), dtype=np.int32),
             "positives": np.zeros(0, dtype=np.int64),
@@ -76,7 +83,7 @@ class ArrayRanker(Ranker):  # type: ignore[misc]  # river has no types
             "item": np.zeros(0, dtype=np.int32),
             "previous": np.zeros(0, dtype=np.int64),
         }
-        self._fixed_arrays: dict[str, np.ndarray] = {}
+        self._fixed_arrays: dict[str, np.ndarray] = self._retention.fixed_arrays()
         self._log_size = 0
         self._events = 0
         self._rewire()
@@ -98,11 +105,15 @@ class ArrayRanker(Ranker):  # type: ignore[misc]  # river has no types
     def _start_item(self, row: int, item: str) -> None:
         """Fill in a new item's row."""
 
+    def _restart_item(self, row: int, item: str) -> None:
+        """Bring what was learned about an item back to its start; nothing to do where time fades it anyway."""
+
     def _rewire(self) -> None:
         """Take up arrays that were replaced by larger ones."""
         users = self._user_arrays
         self._users = UserRows(users["ring"], users["positives"], users["newest"])
         self._log = SeenLog(self._log_arrays["item"], self._log_arrays["previous"])
+        self._retention.wire(self._item_arrays, self._fixed_arrays)
 
     # --- ids --------------------------------------------------------------------------------------------------------
 
@@ -204,7 +215,8 @@ class ArrayRanker(Ranker):  # type: ignore[misc]  # river has no types
             Above 0: liked, with this weight. Otherwise disliked, with weight ``-y``, or 1 for 0 (river's False).
             Weights count up to `MAX_WEIGHT`.
         x
-            Ignored: time and context do not matter, the order of arrival does.
+            "ts", the event's milliseconds, matters to rows with a time to live (`stream.learner.retention`); all else
+            is ignored, the order of arrival is not.
 
         Raises
         ------
@@ -212,14 +224,28 @@ class ArrayRanker(Ranker):  # type: ignore[misc]  # river has no types
             When an id or y cannot be learned; nothing has changed.
         """
         user_id, item_id, weight = _learnable("user", user), _learnable("item", item), _weight(y)
+        for row in self._retention.expired(x.get("ts") if x else None):
+            self._restart_item(row, self._item_names[row])
+        if item_id not in self._item_rows and not self._retention.admits(item_id):
+            self._events += 1
+            return
         item_row = self._item(item_id)
         user_row = self._user(user_id) if weight > 0 else self._user_rows.get(user_id, -1)
         self._make_room(1)
         self._learn(user_row, item_row, weight)
+        self._retention.touch(item_row)
         self._events += 1
 
-    def learn_many(self, users: Sequence[str], items: Sequence[str], ys: Sequence[float] | None = None) -> None:
+    def learn_many(
+        self,
+        users: Sequence[str],
+        items: Sequence[str],
+        ys: Sequence[float] | None = None,
+        times: Sequence[int] | None = None,
+    ) -> None:
         """Learn events one after the other, exactly as `learn_one` would; `ys` defaults to ones.
+
+        `times` are the events' milliseconds; they matter to rows with a time to live only.
 
         Raises
         ------
@@ -229,15 +255,21 @@ class ArrayRanker(Ranker):  # type: ignore[misc]  # river has no types
             When the lengths differ.
         """
         values = [1.0] * len(users) if ys is None else ys
-        if not len(users) == len(items) == len(values):
+        stamps: Sequence[int | None] = [None] * len(users) if times is None else times
+        if not len(users) == len(items) == len(values) == len(stamps):
             raise InvalidSetting(
-                f"{len(users)} users, {len(items)} items, {len(values)} values", expected="as many of each"
+                f"{len(users)} users, {len(items)} items, {len(values)} values, {len(stamps)} times",
+                expected="as many of each",
             )
         checked = [
             (_learnable("user", user), _learnable("item", item), _weight(y))
             for user, item, y in zip(users, items, values, strict=True)
         ]
-        self._learn_checked(checked)
+        if not self._retention.on:
+            self._learn_checked(checked)
+            return
+        for (user, item, weight), ts in zip(checked, stamps, strict=True):
+            self.learn_one(user, item, weight, {"ts": ts})
 
     def _learn_checked(self, events: list[tuple[str, str, float]]) -> None:
         for user, item, weight in events:

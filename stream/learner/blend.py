@@ -12,6 +12,7 @@ from stream.learner.freeze import frozen_snapshot
 from stream.learner.neighbours import NeighboursPart
 from stream.learner.parts import Event, PartRanker, check_counts, check_rates
 from stream.learner.popularity import PopularityPart
+from stream.learner.retention import Retention
 from stream.learner.text import TextSpace, checked_vectors
 
 MEMBERS = ("neighbours", "factors", "content", "popularity")
@@ -50,6 +51,8 @@ class Blend(PartRanker):
         Rate of the weights, and q.
     repeats
         Whether what a user liked before may be shown again (shops re-buy; films are watched once).
+    ttl_days, admit_at
+        As for `MF`: what starts anew is the factors' row, the other members fade by themselves.
     seed
         Of rows and negatives.
 
@@ -93,6 +96,8 @@ class Blend(PartRanker):
         weight_lr: float = 0.01,
         focus: float = 0.5,
         repeats: bool = False,
+        ttl_days: float = 0.0,
+        admit_at: int = 1,
         seed: int = 0,
     ) -> None:
         check_counts({"window": window})
@@ -106,6 +111,7 @@ class Blend(PartRanker):
         self.places, self.gap, self.neighbour_recency = places, gap, neighbour_recency
         self.alpha, self.beta, self.half_life = alpha, beta, half_life
         self.weight_lr, self.focus, self.repeats = weight_lr, focus, repeats
+        self.ttl_days, self.admit_at = ttl_days, admit_at
         self._texts = TextSpace(text_dimensions, window, recency)
         self._factors = FactorsPart(
             self._texts,
@@ -124,7 +130,8 @@ class Blend(PartRanker):
         self._neighbours = NeighboursPart(window, places, gap, neighbour_recency, alpha, beta, 1.0)
         self._popularity = PopularityPart(half_life, 0.5)
         self._last: tuple[tuple[int, int, int], Opinions] | None = None
-        super().__init__((self._neighbours, self._factors, self._texts, self._popularity), seed, window)
+        parts = (self._neighbours, self._factors, self._texts, self._popularity)
+        super().__init__(parts, seed, window, Retention(ttl_days, admit_at))
         self._fixed_arrays["weights"] = np.tile(np.array(START, dtype=np.float64), (len(BUCKETS), 1))
         self._rewire()
 
@@ -143,6 +150,10 @@ class Blend(PartRanker):
                 self._popularity.mass,
             )
             self._flat = flattened(learned, self._neighbours.query, self._factors.tools)
+
+    def _restart_item(self, row: int, item: str) -> None:
+        super()._restart_item(row, item)
+        self._last = None
 
     def describe(self, ids: Sequence[str], vectors: np.ndarray) -> None:
         """Take the items' text vectors, float [n, h], all at once; the items become candidates.

@@ -277,6 +277,11 @@ class FactorsPart(Part):
         for sums in (self._items.history_sum, self._items.factors_sum, self._items.bias_sum):
             sums[row] = self._accumulator
 
+    def restart_item(self, row: int, item: str) -> None:
+        """Start the row anew: its text speaks for it again."""
+        self._items.factors[row], self._items.bias[row] = 0.0, 0.0
+        self.start_item(row, item)
+
     def score(self, user: int, event: int, out: np.ndarray) -> None:
         """Write the scores."""
         score_factors(

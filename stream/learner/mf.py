@@ -10,6 +10,7 @@ from common.snapshots import MFSnapshot
 from stream.learner.base import ArrayRanker
 from stream.learner.freeze import frozen_snapshot
 from stream.learner.kernels import ItemRows, Rule, Scratch, fold, learn_event, learn_events, score_all
+from stream.learner.retention import Retention
 
 
 class MF(ArrayRanker):
@@ -47,6 +48,9 @@ class MF(ArrayRanker):
         Expected length of a new row.
     dislike
         How much of a full step a disliked item takes; 0 ignores dislikes.
+    ttl_days, admit_at
+        Days of event time after which an untouched row starts anew, and at which of its events an item gets a row: see
+        `Retention`; off by default.
     seed
         Of rows and negatives.
 
@@ -82,6 +86,8 @@ class MF(ArrayRanker):
         accumulator: float = 1.0,
         init_scale: float = 1.0,
         dislike: float = 0.1,
+        ttl_days: float = 0.0,
+        admit_at: int = 1,
         seed: int = 0,
     ) -> None:
         counts = {"n_factors": n_factors, "negatives": negatives}
@@ -99,7 +105,8 @@ class MF(ArrayRanker):
         self.n_factors, self.negatives, self.recency = n_factors, negatives, recency
         self.lr, self.bias_lr, self.accumulator = lr, bias_lr, accumulator
         self.init_scale, self.dislike = init_scale, dislike
-        super().__init__(seed=seed, window=window)
+        self.ttl_days, self.admit_at = ttl_days, admit_at
+        super().__init__(seed=seed, window=window, retention=Retention(ttl_days, admit_at))
         self._item_arrays |= {
             "history": np.zeros((0, n_factors), dtype=np.float32),
             "factors": np.zeros((0, n_factors), dtype=np.float32),
@@ -143,6 +150,10 @@ class MF(ArrayRanker):
         self._items.history[row], self._items.factors[row] = self.initial_rows(item)
         for sums in (self._items.history_sum, self._items.factors_sum, self._items.bias_sum):
             sums[row] = self.accumulator
+
+    def _restart_item(self, row: int, item: str) -> None:
+        self._items.bias[row] = 0.0
+        self._start_item(row, item)
 
     def user_factors(self, user: str) -> np.ndarray:
         """Return u, float32 [n_factors]; zeros for a user without history."""

@@ -12,6 +12,7 @@ import numpy as np
 from common.errors import InvalidSetting
 from stream.learner.base import ArrayRanker
 from stream.learner.kernels import SeenLog, UserRows, mark_seen, note_positive
+from stream.learner.retention import Retention
 
 Arrays = dict[str, np.ndarray]
 
@@ -58,6 +59,9 @@ class Part(ABC):
     def start_item(self, row: int, item: str) -> None:  # noqa: B027 - some parts have nothing to fill in
         """Fill in a new item's row; it is all zeros before."""
 
+    def restart_item(self, row: int, item: str) -> None:  # noqa: B027 - some parts fade by themselves
+        """Bring an item's row back to its start."""
+
     @abstractmethod
     def score(self, user: int, event: int, out: np.ndarray) -> None:
         """Write the scores of the first ``len(out)`` items to `out`, float32; `user` -1 has no history."""
@@ -81,13 +85,13 @@ class PartRanker(ArrayRanker):
     ----------
     parts
         With names apart; the first one's scores are the ranker's unless a subclass mixes them.
-    seed, window
+    seed, window, retention
         As for `ArrayRanker`.
     """
 
-    def __init__(self, parts: tuple[Part, ...], seed: int, window: int) -> None:
+    def __init__(self, parts: tuple[Part, ...], seed: int, window: int, retention: Retention | None = None) -> None:
         self._parts: tuple[Part, ...] = ()
-        super().__init__(seed=seed, window=window)
+        super().__init__(seed=seed, window=window, retention=retention)
         self._parts = parts
         for part in parts:
             self._item_arrays |= {f"{part.name}.{key}": array for key, array in part.item_arrays().items()}
@@ -105,6 +109,10 @@ class PartRanker(ArrayRanker):
     def _start_item(self, row: int, item: str) -> None:
         for part in self._parts:
             part.start_item(row, item)
+
+    def _restart_item(self, row: int, item: str) -> None:
+        for part in self._parts:
+            part.restart_item(row, item)
 
     def _row_with_history(self, user: str) -> int:
         row = self.user_row(user)
