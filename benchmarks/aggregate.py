@@ -1,7 +1,7 @@
 """Claim: a thousand adapters become one within half a second on two cores.
 
-The adapters are those of the default encoder: rank 8 on query and value of the top two of MiniLM's layers, 8 tensors,
-24,576 numbers. `fedsvd` sums B and re-factors; it gets arrays, as the round loop has them. Beside it, on the same
+The adapters are those of the default encoder: rank 16 on query and value of the top two of MiniLM's layers, 8 tensors,
+49,152 numbers. `fedsvd` sums B and re-factors; it gets arrays, as the round loop has them. Beside it, on the same
 numbers, Flower's `FedAvg.aggregate_train`, which gets the Messages that clients answer with, and our strategies on the
 same Messages through `FlowerStrategy`: `fedit` does the same work as FedAvg (it averages A and B), `fedsvd` reads B
 alone. Most of what Messages cost is reading arrays out of them, which no strategy can avoid.
@@ -29,7 +29,7 @@ from server.aggregate.base import RowAdam
 from server.fleet.inprocess import InProcessGrid
 from server.flower_strategy import FlowerStrategy
 
-CLIENTS, WIDTH, RANK, LAYERS, TURNS = 1_000, 384, 8, 2, 7
+CLIENTS, WIDTH, RANK, LAYERS, TURNS = 1_000, 384, 16, 2, 7
 SHAPES = {
     f"base_model.model.encoder.layer.{layer}.attention.self.{part}.lora_{half}.weight": (
         (RANK, WIDTH) if half == "A" else (WIDTH, RANK)

@@ -36,7 +36,7 @@ from common.encoder.spec import EncoderSpec
 from common.instructions import Objective
 
 SPEC = SyntheticSpec(users=200, items=1_500, events=6_000)
-TURNS, CLIP, SIGMA = 9, 0.5, 1.0
+TURNS, CLIP, SIGMA = 7, 0.5, 1.0
 MOST_PRIVATE, LEAST_CACHE, MOST_AGGREGATION_S = 1.1, 2.5, 0.5
 OF_CEILING = 0.85
 """Share of the ceiling that the cache must reach: attention and element-wise work lie beside the multiplications."""
