@@ -167,7 +167,7 @@ class Progressive:
     Notes
     -----
     ADWIN (Bifet and Gavaldà 2007) watches the loss ``log2(rank) / log2(candidates + 1)`` of the first contender, in
-    [0, 1]; each change it finds is an alarm.
+    [0, 1]; each rise it finds is an alarm, and that contender is told to `quicken`. A fall is learning, not drift.
     """
 
     def __init__(self, contenders: Mapping[str, ArrayRanker], protocol: Protocol) -> None:
@@ -229,8 +229,11 @@ class Progressive:
         return rank
 
     def _watch(self, rank: int, candidates: int) -> None:
+        before = self._adwin.estimation
         self._adwin.update(math.log2(rank) / math.log2(candidates + 1))
-        self.drift_alarms += int(self._adwin.drift_detected)
+        if self._adwin.drift_detected and self._adwin.estimation > before:
+            self.drift_alarms += 1
+            next(iter(self.contenders.values())).quicken()
 
     def rows(self) -> dict[str, Row]:
         """Return what each contender reached so far."""

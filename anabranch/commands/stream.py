@@ -43,6 +43,9 @@ AdmitOption = Annotated[int, typer.Option(min=1, help="An item is learned from i
 EvaluateOption = Annotated[
     int, typer.Option(min=0, help="Test every so many events before learning them; 0 tests none.")
 ]
+BoostOption = Annotated[
+    float, typer.Option(help="Times the learning rates, for 300 events after a drift alarm; 1 is off.")
+]
 OnNewTopicOption = Annotated[
     Literal["fail", "continue"],
     typer.Option(help="When the topic was made anew: fail, or continue with what was learned."),
@@ -197,6 +200,7 @@ def learn(
     negatives: Annotated[int, typer.Option(min=1, help="Sampled negatives an event.")] = 50,
     ttl_days: TtlOption = 0.0,
     admit_at: AdmitOption = 1,
+    drift_boost: BoostOption = 1.0,
     seed: Annotated[int, typer.Option(help="Seed of the learner.")] = 0,
     as_json: JsonFlag = False,
 ) -> None:
@@ -225,7 +229,7 @@ def learn(
         on_lost_offset=on_lost_offset,
         evaluate_every=evaluate_every,
     )
-    fresh = _fresh_learner(learner, factors, negatives, repeats, ttl_days, admit_at, seed)
+    fresh = _fresh_learner(learner, factors, negatives, repeats, ttl_days, admit_at, drift_boost, seed)
     items = _catalogue_ids(store) if from_catalogue else ()
     texts = _item_texts(store) if from_catalogue and learner == "blend" else None
     with stop_on_signals() as stopping, out.progress() as progress:
@@ -237,7 +241,14 @@ def learn(
 
 
 def _fresh_learner(
-    kind: LearnerKind, factors: int, negatives: int, repeats: bool, ttl_days: float, admit_at: int, seed: int
+    kind: LearnerKind,
+    factors: int,
+    negatives: int,
+    repeats: bool,
+    ttl_days: float,
+    admit_at: int,
+    drift_boost: float,
+    seed: int,
 ) -> "Served":
     from stream.learner.blend import Blend
     from stream.learner.mf import MF
@@ -249,9 +260,12 @@ def _fresh_learner(
             repeats=repeats,
             ttl_days=ttl_days,
             admit_at=admit_at,
+            drift_boost=drift_boost,
             seed=seed,
         )
-    return MF(n_factors=factors, negatives=negatives, ttl_days=ttl_days, admit_at=admit_at, seed=seed)
+    return MF(
+        n_factors=factors, negatives=negatives, ttl_days=ttl_days, admit_at=admit_at, drift_boost=drift_boost, seed=seed
+    )
 
 
 def _catalogue_ids(store: Path) -> tuple[str, ...]:

@@ -202,6 +202,9 @@ class ArrayRanker(Ranker):  # type: ignore[misc]  # river has no types
             self._users.newest[row] = -1
         return row
 
+    def quicken(self) -> None:
+        """Learn faster for a while, because the loss rose; nothing to do where there is no rate or it is off."""
+
     # --- learning ---------------------------------------------------------------------------------------------------
 
     def learn_one(self, user: str, item: str, y: float = 1.0, x: Mapping[str, object] | None = None) -> None:

@@ -9,6 +9,7 @@ from common.snapshots import MFSnapshot
 from stream.learner.blending import Learned, Opinions, ask_all, flattened, teach_all, weigh
 from stream.learner.factors import FactorsPart
 from stream.learner.freeze import frozen_snapshot
+from stream.learner.haste import Haste
 from stream.learner.neighbours import NeighboursPart
 from stream.learner.parts import Event, PartRanker, check_counts, check_rates
 from stream.learner.popularity import PopularityPart
@@ -53,6 +54,8 @@ class Blend(PartRanker):
         Whether what a user liked before may be shown again (shops re-buy; films are watched once).
     ttl_days, admit_at
         As for `MF`: what starts anew is the factors' row, the other members fade by themselves.
+    drift_boost, drift_events
+        As for `MF`: factor on the factors' rates for so many events after `quicken`; 1 is off.
     seed
         Of rows and negatives.
 
@@ -98,6 +101,8 @@ class Blend(PartRanker):
         repeats: bool = False,
         ttl_days: float = 0.0,
         admit_at: int = 1,
+        drift_boost: float = 1.0,
+        drift_events: int = 300,
         seed: int = 0,
     ) -> None:
         check_counts({"window": window})
@@ -112,26 +117,20 @@ class Blend(PartRanker):
         self.alpha, self.beta, self.half_life = alpha, beta, half_life
         self.weight_lr, self.focus, self.repeats = weight_lr, focus, repeats
         self.ttl_days, self.admit_at = ttl_days, admit_at
+        self.drift_boost, self.drift_events = drift_boost, drift_events
+        self._haste, self._boost = Haste(drift_boost, drift_events), 1.0
         self._texts = TextSpace(text_dimensions, window, recency)
         self._factors = FactorsPart(
-            self._texts,
-            n_factors=n_factors,
-            negatives=negatives,
-            window=window,
-            recency=recency,
-            lr=lr,
-            bias_lr=bias_lr,
-            text_lr=text_lr,
-            accumulator=accumulator,
-            init_scale=init_scale,
-            dislike=dislike,
+            self._texts, n_factors=n_factors, negatives=negatives, window=window, recency=recency, lr=lr,
+            bias_lr=bias_lr, text_lr=text_lr, accumulator=accumulator, init_scale=init_scale, dislike=dislike,
             seed=seed,
-        )
+        )  # fmt: skip
         self._neighbours = NeighboursPart(window, places, gap, neighbour_recency, alpha, beta, 1.0)
         self._popularity = PopularityPart(half_life, 0.5)
         self._last: tuple[tuple[int, int, int], Opinions] | None = None
         parts = (self._neighbours, self._factors, self._texts, self._popularity)
         super().__init__(parts, seed, window, Retention(ttl_days, admit_at))
+        self._fixed_arrays |= self._haste.fixed_arrays()
         self._fixed_arrays["weights"] = np.tile(np.array(START, dtype=np.float64), (len(BUCKETS), 1))
         self._rewire()
 
@@ -139,6 +138,7 @@ class Blend(PartRanker):
         super()._rewire()
         self._last = None
         if self._parts:  # the base class wires once before there are any
+            self._haste.wire(self._fixed_arrays)
             learned = Learned(
                 self._users,
                 self._log,
@@ -227,7 +227,16 @@ class Blend(PartRanker):
         weights: np.ndarray = self._fixed_arrays["weights"][bucket]
         return weights
 
+    def quicken(self) -> None:
+        """Learn the factors at `drift_boost` times their rates for the next `drift_events` events."""
+        self._haste.start(self._events)
+
     def _learn(self, user: int, item: int, weight: float) -> None:
+        boost = self._haste.at(self._events)
+        if boost != self._boost:
+            self._boost = boost
+            self._factors.hasten(boost)
+            self._rewire()
         if weight < 0:
             super()._learn(user, item, weight)
             return

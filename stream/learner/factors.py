@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from common.ids import rng_for, stable_hash
+from stream.learner.haste import hastened
 from stream.learner.kernels import (
     ItemRows,
     Rule,
@@ -215,10 +216,15 @@ class FactorsPart(Part):
         rates = {"recency": recency, "lr": lr, "bias_lr": bias_lr, "text_lr": text_lr, "accumulator": accumulator}
         check_rates({**rates, "init_scale": init_scale, "dislike": dislike}, zero_allowed=frozenset({"dislike"}))
         self._texts, self._n_factors, self._negatives, self._seed = texts, n_factors, negatives, seed
-        self._accumulator, self._init_scale, self._text_rate = accumulator, init_scale, np.float32(text_lr)
+        self._accumulator, self._init_scale, self._text_lr = accumulator, init_scale, text_lr
         key = np.uint64(stable_hash(seed, "mf-negatives"))
         rates_32 = (np.float32(lr), np.float32(bias_lr), np.float32(dislike))
-        self._rule = Rule(decay_of(window, recency), *rates_32, negatives, key)
+        self._calm = Rule(decay_of(window, recency), *rates_32, negatives, key)
+        self.hasten(1.0)
+
+    def hasten(self, boost: float) -> None:
+        """Learn at so many times the rates, until told otherwise; callers of `tools` must ask for them anew."""
+        self._rule, self._text_rate = hastened(self._calm, boost), np.float32(self._text_lr * boost)
 
     def item_arrays(self) -> Arrays:
         """Return the item arrays, each of no rows."""

@@ -9,6 +9,7 @@ from common.ids import rng_for, stable_hash
 from common.snapshots import MFSnapshot
 from stream.learner.base import ArrayRanker
 from stream.learner.freeze import frozen_snapshot
+from stream.learner.haste import Haste, hastened
 from stream.learner.kernels import ItemRows, Rule, Scratch, fold, learn_event, learn_events, score_all
 from stream.learner.retention import Retention
 
@@ -51,6 +52,8 @@ class MF(ArrayRanker):
     ttl_days, admit_at
         Days of event time after which an untouched row starts anew, and at which of its events an item gets a row: see
         `Retention`; off by default.
+    drift_boost, drift_events
+        Factor on the rates for so many events after `quicken`; 1 is off.
     seed
         Of rows and negatives.
 
@@ -88,6 +91,8 @@ class MF(ArrayRanker):
         dislike: float = 0.1,
         ttl_days: float = 0.0,
         admit_at: int = 1,
+        drift_boost: float = 1.0,
+        drift_events: int = 300,
         seed: int = 0,
     ) -> None:
         counts = {"n_factors": n_factors, "negatives": negatives}
@@ -106,7 +111,10 @@ class MF(ArrayRanker):
         self.lr, self.bias_lr, self.accumulator = lr, bias_lr, accumulator
         self.init_scale, self.dislike = init_scale, dislike
         self.ttl_days, self.admit_at = ttl_days, admit_at
+        self.drift_boost, self.drift_events = drift_boost, drift_events
+        self._haste = Haste(drift_boost, drift_events)
         super().__init__(seed=seed, window=window, retention=Retention(ttl_days, admit_at))
+        self._fixed_arrays |= self._haste.fixed_arrays()
         self._item_arrays |= {
             "history": np.zeros((0, n_factors), dtype=np.float32),
             "factors": np.zeros((0, n_factors), dtype=np.float32),
@@ -124,6 +132,7 @@ class MF(ArrayRanker):
             negatives,
             np.uint64(stable_hash(seed, "mf-negatives")),
         )
+        self._hasty = hastened(self._rule, drift_boost)
         self._rewire()
 
     def _rewire(self) -> None:
@@ -131,6 +140,7 @@ class MF(ArrayRanker):
         arrays = self._item_arrays
         if "history" not in arrays:  # the base class wires once before the factors exist
             return
+        self._haste.wire(self._fixed_arrays)
         self._items = ItemRows(*(arrays[name] for name in ItemRows._fields))
         self._scratch = Scratch(
             marks=np.zeros(len(arrays["counts"]), dtype=np.int64),
@@ -175,6 +185,10 @@ class MF(ArrayRanker):
         score_all(np.zeros(1, dtype=np.float32), factors[None, :], self.user_factors(user), scored)
         return float(scored[0])
 
+    def quicken(self) -> None:
+        """Learn at `drift_boost` times the rates for the next `drift_events` events."""
+        self._haste.start(self._events)
+
     def _learn(self, user: int, item: int, weight: float) -> None:
         if weight > 0:
             self._item_arrays["counts"][item] += 1
@@ -182,7 +196,7 @@ class MF(ArrayRanker):
             self._items,
             self._users,
             self._log,
-            self._rule,
+            self._rule if self._haste.at(self._events) == 1.0 else self._hasty,
             self._scratch,
             self.n_items,
             self._events,
@@ -193,6 +207,9 @@ class MF(ArrayRanker):
         )
 
     def _learn_checked(self, events: list[tuple[str, str, float]]) -> None:
+        if self._haste.at(self._events) != 1.0:  # one call of the many has one rule
+            super()._learn_checked(events)
+            return
         size = len(events)
         users, items, known = (np.empty(size, dtype=np.int64) for _ in range(3))
         weights = np.empty(size, dtype=np.float64)

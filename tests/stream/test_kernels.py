@@ -24,7 +24,8 @@ def test_it_learns_what_its_slow_twin_learns(
     n_factors: int, negatives: int, window: int, n_items: int, dislike: float, seed: int
 ) -> None:
     rates = {"recency": 3.0, "lr": 0.4, "bias_lr": 0.2, "accumulator": 0.5, "dislike": dislike}
-    fast = MF(n_factors=n_factors, negatives=negatives, window=window, admit_at=1, seed=seed, **rates)
+    sizes = {"n_factors": n_factors, "negatives": negatives, "window": window, "seed": seed}
+    fast = MF(**sizes, **rates)  # type: ignore[arg-type]  # settings of several types
     slow = FoldedMF(n_factors=n_factors, negatives=negatives, window=window, seed=seed, **rates)
     rng = np.random.default_rng(seed % 1000)
     for _ in range(40):
