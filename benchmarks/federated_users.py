@@ -1,11 +1,12 @@
-"""Claim: with enough users, privacy costs little, and far fewer are enough where one noise serves all nodes.
+"""Curve: what privacy costs over the number of users, with one noise for all nodes and with one of each node.
 
 A curve over the number of users of the made-up data set: recall@10 of the global model without privacy and, at epsilon
 8 and a delta of a tenth over the users, with the noise added by a trusted server, in shares under secure aggregation,
 and by each of ten and of a hundred nodes. Everything else is the same in all rows: rounds, one step a round, expected
 records a step (the sample rate falls as users are added), server rate, seed. The texts alone go far here, so the mark
 is set on what training adds: a row reaches it where it gains 90% of what is gained over zero-shot without privacy. The
-share of the whole recall is given too.
+share of the whole recall is given too. With the records a step held fixed, more users help by the smaller sample rate
+alone; to let them bring the noise down as well, raise --records with them, and the cost.
 
     python benchmarks/federated_users.py --users 1000,10000,100000
 """
