@@ -37,7 +37,7 @@ def demo(
     Example:
       anabranch demo
       anabranch demo --quick --json
-    """  # noqa: D301 - \b is click's mark for lines to keep, not an escape of ours
+    """
     out = Output(as_json=as_json)
     from dataclasses import replace
 

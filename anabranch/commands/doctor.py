@@ -64,7 +64,7 @@ def doctor(
     Example:
       anabranch doctor
       anabranch doctor --store anabranch-store --json
-    """  # noqa: D301 - \b is click's mark for lines to keep, not an escape of ours
+    """
     out = Output(as_json=as_json)
     looks = looks_at(store)
     checks: list[Check] = []

@@ -59,7 +59,7 @@ def federated(
     Example:
       anabranch evaluate federated --clients 100 --cohort 20 --rounds 30
       anabranch evaluate federated --quick --json
-    """  # noqa: D301 - \b is click's mark for lines to keep, not an escape of ours
+    """
     out = Output(as_json=as_json)
     from anabranch import evaluation_settings as asked
     from anabranch.evaluation import FederatedEvaluation

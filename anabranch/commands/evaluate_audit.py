@@ -48,7 +48,7 @@ def audit(
     Example:
       anabranch evaluate audit --epsilon 1
       anabranch evaluate audit --without-noise
-    """  # noqa: D301 - \b is click's mark for lines to keep, not an escape of ours
+    """
     out = Output(as_json=as_json)
     from anabranch.audit import AuditSettings
     from anabranch.simulation_settings import privacy_terms

@@ -42,7 +42,7 @@ def stream(
     Example:
       anabranch evaluate stream --data movielens-100k
       anabranch evaluate stream --quick --json
-    """  # noqa: D301 - \b is click's mark for lines to keep, not an escape of ours
+    """
     import msgspec
 
     from anabranch import evaluation_stream as asked

@@ -37,7 +37,7 @@ def show(
     Example:
       anabranch ledger show --store anabranch-store
       anabranch ledger show --client node-00003 --json
-    """  # noqa: D301 - \b is click's mark for lines to keep, not an escape of ours
+    """
     from anabranch.ledgers import find_ledgers, read_accounts
 
     out = Output(as_json=as_json)
@@ -57,7 +57,7 @@ def verify(store: Store = DEFAULT_STORE, as_json: AsJson = False) -> None:
     \b
     Example:
       anabranch ledger verify --store anabranch-store --json
-    """  # noqa: D301 - \b is click's mark for lines to keep, not an escape of ours
+    """
     from anabranch.ledgers import PLD_SLACK, RDP_TOLERANCE, verify_store
 
     out = Output(as_json=as_json)

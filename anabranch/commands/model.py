@@ -30,7 +30,7 @@ def list_versions(store: Store = DEFAULT_STORE, as_json: AsJson = False) -> None
     \b
     Example:
       anabranch model list --store anabranch-store
-    """  # noqa: D301 - \b is click's mark for lines to keep, not an escape of ours
+    """
     registry = _open(store)
     rows = [_row(registry, name) for name in registry.names()]
     current = registry.pointer("current")
@@ -65,7 +65,7 @@ def show(
     \b
     Example:
       anabranch model show v000003 --json
-    """  # noqa: D301 - \b is click's mark for lines to keep, not an escape of ours
+    """
     registry = _open(store)
     payload = _payload(_manifest(registry, version))
 
@@ -91,7 +91,7 @@ def promote(
     \b
     Example:
       anabranch model promote v000003
-    """  # noqa: D301 - \b is click's mark for lines to keep, not an escape of ours
+    """
     _move(_open(store), version, as_json=as_json)
 
 
@@ -102,7 +102,7 @@ def rollback(store: Store = DEFAULT_STORE, as_json: AsJson = False) -> None:
     \b
     Example:
       anabranch model rollback
-    """  # noqa: D301 - \b is click's mark for lines to keep, not an escape of ours
+    """
     registry = _open(store)
     current = registry.current()
     if not current.parents:
@@ -126,7 +126,7 @@ def verify(
     \b
     Example:
       anabranch model verify v000003
-    """  # noqa: D301 - \b is click's mark for lines to keep, not an escape of ours
+    """
     registry = _open(store)
     manifest = registry.verify(_manifest(registry, version).version)
     payload = {"version": manifest.version, "ok": True, "files": dict(manifest.files)}

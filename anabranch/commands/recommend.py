@@ -34,7 +34,7 @@ def recommend(
     Example:
       anabranch recommend --user 196 -k 5 --explain
       anabranch recommend --query "space adventure" --history 50,181
-    """  # noqa: D301 - \b is click's mark for lines to keep, not an escape of ours
+    """
     if user is None and query is None and history is None:
         raise UsageError("nothing to recommend for", expected="--user, --query or --history (or several)")
     if url is not None and version != "current":

@@ -28,7 +28,7 @@ def serve(
     Example:
       anabranch serve --store anabranch-store --port 8000
       curl -s localhost:8000/v1/recommendations -H 'content-type: application/json' -d '{"query": "space adventure"}'
-    """  # noqa: D301 - \b is click's mark for lines to keep, not an escape of ours
+    """
     from server.serving.run import bind, checked_host, url_of
 
     out = Output(as_json=as_json)

@@ -93,7 +93,7 @@ def simulate(
     Example:
       anabranch simulate --clients 10 --rounds 12 --epsilon 8
       anabranch simulate --data synthetic --privacy off --store /tmp/try
-    """  # noqa: D301 - \b is click's mark for lines to keep, not an escape of ours
+    """
     given = dict(locals())
     _run(data, store, settings_of(given), Output(as_json=as_json))
 

@@ -142,7 +142,7 @@ def produce(
     \b
     Example:
       anabranch stream produce --data movielens-100k --limit 10000
-    """  # noqa: D301 - \b is click's mark for lines to keep, not an escape of ours
+    """
     from stream.producer import parse_speed
     from stream.producer import produce as send
 
@@ -211,7 +211,7 @@ def learn(
     \b
     Example:
       anabranch stream learn --idle-timeout 10
-    """  # noqa: D301 - \b is click's mark for lines to keep, not an escape of ours
+    """
     from stream.consumer import StreamWorker
     from stream.settings import WorkerSettings
 
@@ -321,7 +321,7 @@ def status(*, store: StoreOption = STORE, as_json: JsonFlag = False) -> None:
     \b
     Example:
       anabranch stream status --store anabranch-store
-    """  # noqa: D301 - \b is click's mark for lines to keep, not an escape of ours
+    """
     from common.clock import wall_clock
     from common.errors import NoModel
     from stream.checkpoint import CheckpointStore
@@ -365,7 +365,7 @@ def broker(
     \b
     Example:
       anabranch broker --port 9092
-    """  # noqa: D301 - \b is click's mark for lines to keep, not an escape of ours
+    """
     import time
 
     from common.errors import BrokerUnavailable

@@ -39,4 +39,4 @@ def test_gradients_are_added_up_in_float32(bench: Bench, monkeypatch: pytest.Mon
             assert sample.dtype == torch.float32
             # were a text's gradient a half, every element would be one too
             assert not torch.equal(sample, sample.to(torch.bfloat16).to(torch.float32))
-            parameter.grad_sample, parameter.grad = None, None  # type: ignore[attr-defined]
+            parameter.grad_sample, parameter.grad = None, None  # type: ignore[attr-defined]  # opacus sets it
