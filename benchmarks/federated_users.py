@@ -6,9 +6,10 @@ and by each of ten and of a hundred nodes. Everything else is the same in all ro
 records a step (the sample rate falls as users are added), server rate, seed. The texts alone go far here, so the mark
 is set on what training adds: a row reaches it where it gains 90% of what is gained over zero-shot without privacy. The
 share of the whole recall is given too. With the records a step held fixed, more users help by the smaller sample rate
-alone; to let them bring the noise down as well, raise --records with them, and the cost.
+alone; that more users also allow more records a step, at the same privacy, is what brings the noise down, so --records
+takes a number for each number of users.
 
-    python benchmarks/federated_users.py --users 1000,10000,100000
+    python benchmarks/federated_users.py --users 1000,10000,100000 --records 200,2000,4000
 """
 
 import argparse
@@ -40,7 +41,7 @@ class Curve:
     items: int = 500
     clicks: int = 12
     rounds: int = 12
-    records: int = 400
+    records: int = 200
     window: int = 8
     negatives: int = 8
     server_rate: float = 0.02
@@ -88,7 +89,7 @@ def measure(users: int, curve: Curve, names: Sequence[str], say: Callable[[str],
         row["share_of_recall"] = round(row["recall@10"] / whole, 3)
         gained = whole - text
         row["share_of_gain"] = round((row["recall@10"] - text) / gained, 3) if gained > LEAST_GAIN else None
-    return {"users": users, "rows": rows, **{name: round(value, 4) for name, value in controls.items()}}
+    return {"users": users, "records": curve.records, "rows": rows, **{name: round(value, 4) for name, value in controls.items()}}
 
 
 def _run(dataset: Dataset, folder: Path, settings: SimulationSettings) -> tuple[dict[str, dict[str, object]], object]:
@@ -107,19 +108,25 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description="recall over the number of users, by where the noise is added")
     parser.add_argument("--users", default="1000,10000", help="numbers of users, separated by commas")
     parser.add_argument("--rounds", type=int, default=Curve.rounds)
-    parser.add_argument("--records", type=int, default=Curve.records, help="expected records a round")
+    parser.add_argument(
+        "--records", default="200,2000", help="expected records a round, one number, or one for each number of users"
+    )
     parser.add_argument("--rows", default="/".join(NAMES), help="rows to measure, separated by slashes")
     parser.add_argument("--print", action="store_true", help="print the figures as JSON and write nothing")
     given = parser.parse_args(arguments)
-    curve = Curve(rounds=given.rounds, records=given.records)
+    counts = [int(users) for users in given.users.split(",")]
+    records = [int(number) for number in given.records.split(",")]
+    if len(records) not in (1, len(counts)):
+        parser.error(f"{len(records)} numbers of records for {len(counts)} numbers of users; give one, or one for each")
+    curves = [Curve(rounds=given.rounds, records=number) for number in records * (len(counts) // len(records))]
     names = ["off", *(name for name in given.rows.split("/") if name != "off")]
 
     def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
-    points = [measure(int(users), curve, names, say) for users in given.users.split(",")]
+    points = [measure(users, curve, names, say) for users, curve in zip(counts, curves, strict=True)]
     reached = {name: _first(points, name) for name in names}
-    common = {field: getattr(curve, field) for field in Curve.__slots__}
+    common = {field: getattr(curves[0], field) for field in Curve.__slots__ if field != "records"}
     figures = {"epsilon_budget": EPSILON, "mark": MARK, **common, "points": points, "users_to_reach_mark": reached}
     if given.print:
         print(json.dumps(figures))
