@@ -1,22 +1,20 @@
 """What every array-backed ranker shares: ids, growing arrays, who has seen what, state in and out."""
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import accumulate, pairwise
 
 import msgspec
 import numpy as np
 from river.reco.base import Ranker
 
-from common.errors import CheckpointMismatch, InvalidSetting, MalformedEvent
-from common.events import MAX_ID_LENGTH
+from common.errors import CheckpointMismatch, InvalidSetting
 from common.ids import arrays_sha256
-from stream.learner.kernels import SeenLog, UserRows, rank_among, seen_rows
+from stream.learner.admission import checked_id, learnable_id, weight_of
+from stream.learner.kernels import SeenLog, UserRows, note_positive, rank_among, seen_rows
 from stream.learner.retention import Retention
 
 _FIRST_CAPACITY = 64
-MAX_WEIGHT = 1000.0
-"""Heavier feedback counts as this much: squares of gradients must stay finite."""
 
 
 def grown(array: np.ndarray, rows: int) -> np.ndarray:
@@ -90,11 +88,11 @@ class ArrayRanker(Ranker):  # type: ignore[misc]  # river has no types
 
     # --- what subclasses give -------------------------------------------------------------------------------------
 
-    def scores(self, user: str) -> np.ndarray:
-        """Return the score of every known item for the user, float32 [n_items]."""
+    def _scores(self, user: int) -> np.ndarray:
+        """Return the score of every known item for a user's row, float32 [n_items]; -1 has no history."""
         raise NotImplementedError
 
-    def _unknown_item_score(self, user: str, item: str) -> float:
+    def _unknown_item_score(self, user: int, item: str) -> float:
         """Return the score the item would have if it were added now."""
         raise NotImplementedError
 
@@ -150,16 +148,19 @@ class ArrayRanker(Ranker):  # type: ignore[misc]  # river has no types
 
     def item_row(self, item: str) -> int | None:
         """Return the item's row, or None for an unknown item."""
-        return self._item_rows.get(_checked("item", item))
+        return self._item_rows.get(checked_id("item", item))
 
     def user_row(self, user: str) -> int | None:
         """Return the user's row, or None for an unknown user."""
-        return self._user_rows.get(_checked("user", user))
+        return self._user_rows.get(checked_id("user", user))
+
+    def _row_of(self, user: str) -> int:
+        """Return the user's row, -1 for an unknown one."""
+        return self._user_rows.get(checked_id("user", user), -1)
 
     def seen_rows(self, user: str) -> np.ndarray:
         """Return the rows of all items the user ever liked, int64, each once, newest first."""
-        row = self.user_row(user)
-        return self._seen(-1 if row is None else row)
+        return self._seen(self._row_of(user))
 
     def _seen(self, row: int) -> np.ndarray:
         found: np.ndarray = seen_rows(self._log, -1 if row < 0 else int(self._users.newest[row]))
@@ -179,7 +180,7 @@ class ArrayRanker(Ranker):  # type: ignore[misc]  # river has no types
     def add_items(self, ids: Iterable[str]) -> None:
         """Make items candidates before anyone clicked them; known ones are left as they are."""
         for item in ids:
-            self._item(_learnable("item", item))
+            self._item(learnable_id("item", item))
 
     def _item(self, item: str) -> int:
         row = self._item_rows.get(item)
@@ -196,9 +197,7 @@ class ArrayRanker(Ranker):  # type: ignore[misc]  # river has no types
         row = self._user_rows.get(user)
         if row is None:
             row = self._user_rows[user] = len(self._user_rows)
-            if row >= len(self._users.newest):
-                self._user_arrays = {name: grown(array, row + 1) for name, array in self._user_arrays.items()}
-                self._rewire()
+            self._make_room_for_user(row)
             self._users.newest[row] = -1
         return row
 
@@ -226,7 +225,7 @@ class ArrayRanker(Ranker):  # type: ignore[misc]  # river has no types
         MalformedEvent
             When an id or y cannot be learned; nothing has changed.
         """
-        user_id, item_id, weight = _learnable("user", user), _learnable("item", item), _weight(y)
+        user_id, item_id, weight = learnable_id("user", user), learnable_id("item", item), weight_of(y)
         for row in self._retention.expired(x.get("ts") if x else None):
             self._restart_item(row, self._item_names[row])
         if item_id not in self._item_rows and not self._retention.admits(item_id):
@@ -265,7 +264,7 @@ class ArrayRanker(Ranker):  # type: ignore[misc]  # river has no types
                 expected="as many of each",
             )
         checked = [
-            (_learnable("user", user), _learnable("item", item), _weight(y))
+            (learnable_id("user", user), learnable_id("item", item), weight_of(y))
             for user, item, y in zip(users, items, values, strict=True)
         ]
         if not self._retention.on:
@@ -278,6 +277,11 @@ class ArrayRanker(Ranker):  # type: ignore[misc]  # river has no types
         for user, item, weight in events:
             self.learn_one(user, item, weight)
 
+    def _make_room_for_user(self, row: int) -> None:
+        if row >= len(self._users.newest):
+            self._user_arrays = {name: grown(array, row + 1) for name, array in self._user_arrays.items()}
+            self._rewire()
+
     def _make_room(self, entries: int) -> None:
         if self._log_size + entries > len(self._log_arrays["item"]):
             needed = self._log_size + entries
@@ -286,25 +290,62 @@ class ArrayRanker(Ranker):  # type: ignore[misc]  # river has no types
 
     # --- reading ----------------------------------------------------------------------------------------------------
 
+    def scores(self, user: str, history: Sequence[str] | None = None) -> np.ndarray:
+        """Return the score of every known item, float32 [n_items].
+
+        Parameters
+        ----------
+        user
+            Whom for; an unknown user is one without history.
+        history
+            Items liked, oldest first, instead of what is known of the user: they count as if the user had liked them
+            and nothing had been learned from it. Unknown items are left out.
+        """
+        place = self._row_of(user)
+        if history is None:
+            return self._scores(place)
+        with self._seated(history) as place:
+            return self._scores(place)
+
+    @contextmanager
+    def _seated(self, history: Iterable[str]) -> Iterator[int]:
+        """Give a row that has the history: behind the known users and entries, where nothing is state."""
+        liked = [row for item in history if (row := self.item_row(item)) is not None]
+        row = self.n_users
+        self._make_room_for_user(row)
+        self._make_room(len(set(liked)))
+        self._users.newest[row], size, seen = -1, self._log_size, set[int]()
+        try:
+            for item in liked:
+                size = note_positive(self._users, self._log, size, row, item, item in seen)
+                seen.add(item)
+            yield row
+        finally:
+            self._users.ring[row], self._users.positives[row] = 0, 0
+
     def predict_one(self, user: str, item: str, x: Mapping[str, object] | None = None) -> float:
         """Return the score; an unknown user has no history, an unknown item the score it would start with."""
-        row = self.item_row(item)
-        if row is None:
-            return self._unknown_item_score(_checked("user", user), item)
-        return float(self.scores(user)[row])
+        row, place = self.item_row(item), self._row_of(user)
+        return self._unknown_item_score(place, item) if row is None else float(self._scores(place)[row])
 
     def rank(self, user: str, items: Iterable[str], x: Mapping[str, object] | None = None) -> list[str]:
         """Return the items by falling score, equal ones in the order of their ids."""
-        known = self.scores(user)
+        known, place = self.scores(user), self._row_of(user)
         scored = []
         for item in dict.fromkeys(items):
             row = self.item_row(item)
-            score = self._unknown_item_score(user, item) if row is None else float(known[row])
+            score = self._unknown_item_score(place, item) if row is None else float(known[row])
             scored.append((-score, item))
         return [item for _, item in sorted(scored)]
 
     def top_k(
-        self, user: str, k: int = 10, *, exclude_seen: bool = True, candidates: Iterable[str] | None = None
+        self,
+        user: str,
+        k: int = 10,
+        *,
+        exclude_seen: bool = True,
+        candidates: Iterable[str] | None = None,
+        history: Sequence[str] | None = None,
     ) -> list[tuple[str, float]]:
         """Return the k best known items with their scores, best first, ties in the order of the ids.
 
@@ -318,17 +359,25 @@ class ArrayRanker(Ranker):  # type: ignore[misc]  # river has no types
             Leave out what the user ever liked.
         candidates
             Choose among these only; unknown ones are left out.
+        history
+            For a user that is not known: what they liked, oldest first (see `scores`). A known user's own history
+            stands.
         """
         if type(k) is not int or k < 1:
             raise InvalidSetting(f"k {k!r}", expected="an int of 1 or more")
-        scores = self.scores(user)
+        place = self._row_of(user)
+        if place < 0 and history is not None:
+            with self._seated(history) as place:
+                scores, seen = self._scores(place), self._seen(place)
+        else:
+            scores, seen = self._scores(place), self._seen(place)
         allowed = np.ones(len(scores), dtype=bool)
         if candidates is not None:
             rows = [row for item in candidates if (row := self.item_row(item)) is not None]
             allowed[:] = False
             allowed[rows] = True
         if exclude_seen:
-            allowed[self.seen_rows(user)] = False
+            allowed[seen] = False
         open_rows = np.flatnonzero(allowed)
         if len(open_rows) > k:
             # everything tied with the k-th best stays, so the ids decide among them
@@ -422,29 +471,3 @@ class ArrayRanker(Ranker):  # type: ignore[misc]  # river has no types
     def state_sha256(self) -> str:
         """Return the SHA-256 of the whole state."""
         return arrays_sha256(self.state_arrays().items())
-
-
-def _checked(kind: str, value: object) -> str:
-    if not isinstance(value, str):
-        raise InvalidSetting(f"{kind} id {value!r} is {type(value).__name__}", expected="a str")
-    return value
-
-
-def _learnable(kind: str, value: object) -> str:
-    if not isinstance(value, str):
-        raise MalformedEvent(f"{kind} id {value!r} is {type(value).__name__}", expected="a str")
-    if not 0 < len(value) <= MAX_ID_LENGTH:
-        raise MalformedEvent(f"{kind} id of {len(value)} characters", expected=f"1 to {MAX_ID_LENGTH}")
-    if not value.isascii():
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:
-            raise MalformedEvent(f"{kind} id {value!r} is not Unicode text", expected="no lone surrogate") from error
-    return value
-
-
-def _weight(y: object) -> float:
-    if not isinstance(y, int | float | np.number | np.bool_) or not math.isfinite(y):
-        raise MalformedEvent(f"feedback {y!r}", expected="a finite number", consequence="nothing was learned")
-    value = min(max(float(y), -MAX_WEIGHT), MAX_WEIGHT)
-    return value if value != 0.0 else -1.0

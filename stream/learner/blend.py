@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from common.blends import MEMBERS, BlendMembers
 from common.errors import InvalidSetting
 from common.snapshots import MFSnapshot
 from stream.learner.blending import Learned, Opinions, ask_all, flattened, teach_all, weigh
@@ -16,7 +17,8 @@ from stream.learner.popularity import PopularityPart
 from stream.learner.retention import Retention
 from stream.learner.text import TextSpace, checked_vectors
 
-MEMBERS = ("neighbours", "factors", "content", "popularity")
+__all__ = ["BUCKETS", "MEMBERS", "START", "Blend"]
+
 BUCKETS = (0, 1, 6, 21)
 """Each length of history from one of these on, up to the next, has weights of its own."""
 START = (1.0, 1.0, 0.3, 0.1)
@@ -184,16 +186,17 @@ class Blend(PartRanker):
             for least, row in zip(BUCKETS, self._fixed_arrays["weights"], strict=True)
         }
 
-    def scores(self, user: str) -> np.ndarray:
-        """Return the score of every known item, float32 [n_items]."""
-        return self._opinions(self._row_with_history(user)).total.copy()
+    def _scores(self, user: int) -> np.ndarray:
+        row = self._with_history(user)
+        # a row behind the known ones is another guest each time
+        return self._ask(row, 0).total if row >= self.n_users else self._opinions(row).total.copy()
 
     def member_scores(self, user: str) -> Mapping[str, np.ndarray]:
         """Return what each member says of every known item, as z-scores, float32 [n_items]."""
-        return dict(zip(MEMBERS, self._opinions(self._row_with_history(user)).z.copy(), strict=True))
+        return dict(zip(MEMBERS, self._opinions(self._with_history(self._row_of(user))).z.copy(), strict=True))
 
-    def _unknown_item_score(self, user: str, item: str) -> float:
-        return float(self._ask(self._row_with_history(user), 1).total[-1])
+    def _unknown_item_score(self, user: int, item: str) -> float:
+        return float(self._ask(self._with_history(user), 1).total[-1])
 
     def _opinions(self, row: int) -> Opinions:
         """Return the members' opinions for a user's row; those of the last question are at hand for its click."""
@@ -258,10 +261,10 @@ class Blend(PartRanker):
             weigh(*opinions, item, self._weights_of(row), rate, float(self.focus))
 
     def snapshot(self, offsets: Mapping[str, Mapping[str, int]]) -> MFSnapshot:
-        """Return frozen copies of the factors, their texts' part among them, for serving.
+        """Return frozen copies of all members and weights, for serving.
 
-        The score of the snapshot is that of the member `factors`: columns of V and Q beyond `n_factors` are what the
-        texts say. Neighbours and weights stay here.
+        `MFSnapshot.scores` of it are those of the member `factors`: columns of V and Q beyond `n_factors` are what the
+        texts say.
 
         Parameters
         ----------
@@ -275,4 +278,22 @@ class Blend(PartRanker):
             history = np.hstack([history, texts @ taste.matrix])
             factors = np.hstack([factors, texts])
             bias = bias + texts @ taste.tilt
-        return frozen_snapshot(self, history, factors, bias, float(self.recency), offsets)
+        return frozen_snapshot(self, history, factors, bias, float(self.recency), offsets, self._frozen_members())
+
+    def _frozen_members(self) -> BlendMembers:
+        starts, items, weights = self._neighbours.similarities(self.n_items)
+        popularity = np.empty(self.n_items, dtype=np.float32)
+        self._popularity.score(-1, self._events, popularity)
+        return BlendMembers(
+            weights=self._fixed_arrays["weights"].copy(),
+            pair_starts=starts,
+            pair_items=items,
+            pair_weights=weights,
+            neighbour_decay=self._neighbours.query.decay.copy(),
+            popularity=popularity,
+            positives=self._user_arrays["positives"][: self.n_users].copy(),
+            buckets=BUCKETS,
+            unknown_popularity=self._popularity.unknown(-1, self._events, ""),
+            text_columns=self.text_dimensions if self._texts.described else 0,
+            repeats=self.repeats,
+        )

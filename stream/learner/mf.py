@@ -167,22 +167,23 @@ class MF(ArrayRanker):
 
     def user_factors(self, user: str) -> np.ndarray:
         """Return u, float32 [n_factors]; zeros for a user without history."""
+        return self._folded(self._row_of(user))
+
+    def _folded(self, row: int) -> np.ndarray:
         folded = np.zeros(self.n_factors, dtype=np.float32)
-        row = self.user_row(user)
-        if row is not None:
+        if row >= 0:
             fold(self._items.history, self._users.ring[row], int(self._users.positives[row]), self._rule.decay, folded)
         return folded
 
-    def scores(self, user: str) -> np.ndarray:
-        """Return the score of every known item, float32 [n_items]."""
+    def _scores(self, user: int) -> np.ndarray:
         scored = np.empty(self.n_items, dtype=np.float32)
-        score_all(self._items.bias, self._items.factors, self.user_factors(user), scored)
+        score_all(self._items.bias, self._items.factors, self._folded(user), scored)
         return scored
 
-    def _unknown_item_score(self, user: str, item: str) -> float:
+    def _unknown_item_score(self, user: int, item: str) -> float:
         scored = np.empty(1, dtype=np.float32)
         _, factors = self.initial_rows(item)
-        score_all(np.zeros(1, dtype=np.float32), factors[None, :], self.user_factors(user), scored)
+        score_all(np.zeros(1, dtype=np.float32), factors[None, :], self._folded(user), scored)
         return float(scored[0])
 
     def quicken(self) -> None:

@@ -114,18 +114,16 @@ class PartRanker(ArrayRanker):
         for part in self._parts:
             part.restart_item(row, item)
 
-    def _row_with_history(self, user: str) -> int:
-        row = self.user_row(user)
-        return -1 if row is None or not self._users.positives[row] else row
+    def _with_history(self, row: int) -> int:
+        return -1 if row < 0 or not self._users.positives[row] else row
 
-    def scores(self, user: str) -> np.ndarray:
-        """Return the score of every known item, float32 [n_items]."""
+    def _scores(self, user: int) -> np.ndarray:
         scored = np.empty(self.n_items, dtype=np.float32)
-        self._parts[0].score(self._row_with_history(user), self._events, scored)
+        self._parts[0].score(self._with_history(user), self._events, scored)
         return scored
 
-    def _unknown_item_score(self, user: str, item: str) -> float:
-        return self._parts[0].unknown(self._row_with_history(user), self._events, item)
+    def _unknown_item_score(self, user: int, item: str) -> float:
+        return self._parts[0].unknown(self._with_history(user), self._events, item)
 
     def _learn(self, user: int, item: int, weight: float) -> None:
         if weight < 0:

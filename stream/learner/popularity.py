@@ -43,11 +43,10 @@ class Popularity(ArrayRanker):
         super()._rewire()
         self._marks = np.zeros(len(self._item_arrays["counts"]), dtype=np.int64)
 
-    def scores(self, user: str) -> np.ndarray:
-        """Return the counts, float32 [n_items]."""
+    def _scores(self, user: int) -> np.ndarray:
         return self._item_arrays["counts"][: self.n_items].astype(np.float32)
 
-    def _unknown_item_score(self, user: str, item: str) -> float:
+    def _unknown_item_score(self, user: int, item: str) -> float:
         return 0.0
 
     def _learn(self, user: int, item: int, weight: float) -> None:

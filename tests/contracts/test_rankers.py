@@ -91,9 +91,29 @@ def test_reading_changes_nothing(make: Make) -> None:
 
 
 @every_learner
+def test_a_history_given_with_the_question_counts_as_the_users_own(make: Make) -> None:
+    learner = learned(make, some_events(200))
+    before = learner.state_sha256()
+    for user in (f"user {n}" for n in range(0, 20, 3)):
+        history = [learner.item_ids[row] for row in learner.history_rows(user)]
+        own = learner.scores(user)
+        assert np.array_equal(learner.scores("stranger", ["never seen", *history]), own)
+        assert np.array_equal(learner.scores("user 1", history), own)
+        if len(history) == len(set(history)) == len(learner.seen_rows(user)):
+            assert learner.top_k("stranger", 5, history=history) == learner.top_k(user, 5)
+        assert learner.top_k(user, 5, history=["item 1"]) == learner.top_k(user, 5)
+        assert np.array_equal(learner.scores(user), own)
+    assert learner.top_k("stranger", 5, history=[]) == learner.top_k("stranger", 5)
+    assert learner.state_sha256() == before
+    with pytest.raises(InvalidSetting, match="7 is int"):
+        learner.top_k("stranger", 5, history=[7])  # type: ignore[list-item]  # the wrong type is the point
+
+
+@every_learner
 def test_reads_do_not_change_what_is_learned_later(make: Make) -> None:
     read, unread = learned(make, some_events(50)), learned(make, some_events(50))
     read.predict_one("ghost", "ghost item")
+    read.top_k("ghost", 3, history=["item 1", "item 2", "item 1"])
     for user, item, y in some_events(50, seed=1):
         read.learn_one(user, item, y)
         read.rank(user, {"ghost item", item})
