@@ -25,10 +25,13 @@ The tree::
     ├── StreamError                  the click pipeline
     │   ├── BrokerUnavailable
     │   ├── OffsetLost
+    │   ├── TooManyBadRecords        the circuit breaker: stop before the dead letters swallow the topic
     │   └── CheckpointMismatch
     └── ServiceError                 the HTTP service
         └── PortInUse
 """
+
+from collections.abc import Mapping
 
 
 class AnabranchError(Exception):
@@ -160,7 +163,29 @@ class BrokerUnavailable(StreamError):
 
 
 class OffsetLost(StreamError):
-    """A stored offset that the broker no longer has."""
+    """An offset that the broker does not have: deleted, or above the end of a log that was cut.
+
+    Parameters
+    ----------
+    positions
+        Partition to the offset that was asked for.
+    """
+
+    def __init__(
+        self,
+        found: str,
+        *,
+        positions: Mapping[int, int] | None = None,
+        expected: str = "",
+        consequence: str = "",
+        mend: str = "",
+    ) -> None:
+        super().__init__(found, expected=expected, consequence=consequence, mend=mend)
+        self.positions = dict(positions or {})
+
+
+class TooManyBadRecords(StreamError):
+    """So many records cannot be read that it is not the records' fault."""
 
 
 class CheckpointMismatch(StreamError):

@@ -36,11 +36,14 @@ class Outcome:
         "stale" (its offset was applied before) or "dead".
     error, reason
         Of a dead one: the error's class and one line.
+    ts
+        The event's own time in milliseconds, where it could be read.
     """
 
     kind: Literal["learned", "neutral", "duplicate", "stale", "dead"]
     error: str = ""
     reason: str = ""
+    ts: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +64,9 @@ class RecentIds:
         self._window = window
         self._order: deque[int] = deque()
         self._known: set[int] = set()
+
+    def __contains__(self, event_id: str) -> bool:
+        return stable_hash(event_id) in self._known
 
     def add(self, event_id: str) -> bool:
         """Remember the id; return False when it is remembered already."""
@@ -152,19 +158,19 @@ class StreamState:
             return Outcome("dead", type(error).__name__, str(error))
         except Exception as error:  # one record must never stop the stream, whatever a decoder does
             return Outcome("dead", type(error).__name__, " ".join(f"the decoder failed: {error}".split()))
-        if not self._recent.add(event.event_id):
-            return Outcome("duplicate")
+        if event.event_id in self._recent:
+            return Outcome("duplicate", ts=event.ts)
         feedback = feedback_of(event)
-        if feedback.sign == 0:
-            return Outcome("neutral")
         try:
             if feedback.sign > 0:
                 self.progressive.step(event.user_id, event.item_id, feedback.weight, event.ts)
-            else:
+            elif feedback.sign < 0:
                 self.progressive.dislike(event.user_id, event.item_id, feedback.weight, event.ts)
         except MalformedEvent as error:
-            return Outcome("dead", type(error).__name__, str(error))
-        return Outcome("learned")
+            return Outcome("dead", type(error).__name__, str(error), event.ts)
+        # only now: an event that could not be learned may come again, mended
+        self._recent.add(event.event_id)
+        return Outcome("learned" if feedback.sign else "neutral", ts=event.ts)
 
     def forget_topic(self, topic: str, identity: str) -> None:
         """Take the topic for a new one, to be read from its beginning; what was learned stays."""

@@ -4,13 +4,20 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 from kafka import KafkaAdminClient
 from kafka.admin import NewTopic
-from kafka.errors import KafkaError, KafkaTimeoutError, TopicAlreadyExistsError
+from kafka.errors import (
+    AuthorizationError,
+    KafkaError,
+    KafkaTimeoutError,
+    SaslAuthenticationFailedError,
+    TopicAlreadyExistsError,
+)
 
 from common.errors import BrokerUnavailable, InvalidSetting, StreamError, UnknownName
+from stream.security import PLAIN, Security
+from stream.source import TopicInfo
 
 ANSWER_WITHIN_MS = 10_000
 """How long a broker may take to answer at all; kafka-python alone would wait half a minute."""
@@ -18,25 +25,6 @@ ANSWER_WITHIN_MS = 10_000
 DEAD_SUFFIX = ".dead"
 _TOPIC = re.compile(r"[A-Za-z0-9._-]{1,240}")
 _ADDRESS = re.compile(r"[^\s,:/]+:[0-9]{1,5}|\[[0-9A-Fa-f:]+\]:[0-9]{1,5}")
-
-
-@dataclass(frozen=True, slots=True)
-class TopicInfo:
-    """A topic as the broker has it now.
-
-    Parameters
-    ----------
-    name
-        What people call it.
-    identity
-        The broker's UUID for it, kept over restarts and new after delete and create; "" where the broker has none.
-    partitions
-        Their numbers, rising.
-    """
-
-    name: str
-    identity: str
-    partitions: tuple[int, ...]
 
 
 def dead_topic(topic: str) -> str:
@@ -90,19 +78,28 @@ def broker_answers(servers: str) -> Iterator[None]:
             mend="start one (`anabranch broker`, or `docker compose up kafka`), or name a running one with"
             " --bootstrap-servers",
         ) from error
+    except (AuthorizationError, SaslAuthenticationFailedError) as error:
+        raise StreamError(
+            f"the broker at {servers} refused who we are: {error}",
+            mend="look at protocol, mechanism, user and password of the --security file",
+        ) from error
     except KafkaError as error:
         raise StreamError(f"the broker at {servers} refused: {error}") from error
 
 
 @contextmanager
-def admin_client(servers: str) -> Iterator[KafkaAdminClient]:
+def admin_client(
+    servers: str, security: Security = PLAIN, within_ms: int | None = None
+) -> Iterator[KafkaAdminClient]:
     """Give an admin client; errors as for `broker_answers`."""
+    wait = ANSWER_WITHIN_MS if within_ms is None else min(within_ms, ANSWER_WITHIN_MS)
     with broker_answers(check_bootstrap(servers)):
         client = KafkaAdminClient(
             bootstrap_servers=servers,
-            bootstrap_timeout_ms=ANSWER_WITHIN_MS,
-            request_timeout_ms=ANSWER_WITHIN_MS,
+            bootstrap_timeout_ms=wait,
+            request_timeout_ms=wait,
             client_id="anabranch-admin",
+            **security.kafka_options(),
         )
         try:
             yield client
@@ -120,7 +117,7 @@ def describe(client: KafkaAdminClient, topic: str) -> TopicInfo | None:
     return None
 
 
-def ensure_topic(servers: str, topic: str, partitions: int = 1) -> TopicInfo:
+def ensure_topic(servers: str, topic: str, partitions: int = 1, security: Security = PLAIN) -> TopicInfo:
     """Return the topic, created with that many partitions if there is none.
 
     Raises
@@ -133,7 +130,7 @@ def ensure_topic(servers: str, topic: str, partitions: int = 1) -> TopicInfo:
     check_topic(topic)
     if not 1 <= partitions <= 10_000:
         raise InvalidSetting(f"{partitions} partitions", expected="1 to 10000")
-    with admin_client(servers) as client:
+    with admin_client(servers, security) as client:
         found = describe(client, topic)
         if found is None:
             try:
@@ -146,7 +143,7 @@ def ensure_topic(servers: str, topic: str, partitions: int = 1) -> TopicInfo:
     return found
 
 
-def await_topic(servers: str, topic: str, wait_s: float) -> TopicInfo:
+def await_topic(servers: str, topic: str, wait_s: float, security: Security = PLAIN) -> TopicInfo:
     """Return the topic, waiting for somebody to create it.
 
     Raises
@@ -155,7 +152,7 @@ def await_topic(servers: str, topic: str, wait_s: float) -> TopicInfo:
         When it is not there after `wait_s` seconds, naming those that are.
     """
     check_topic(topic)
-    with admin_client(servers) as client:
+    with admin_client(servers, security) as client:
         found = _appearing(client, topic, wait_s)
         if found is None:
             known = [str(name) for name in client.list_topics() if not str(name).startswith("__")]

@@ -1,0 +1,233 @@
+"""Kafka behind `stream.source`'s protocols, by kafka-python: the default way to any broker."""
+
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+from kafka import KafkaConsumer, KafkaProducer, OffsetAndMetadata, TopicPartition
+from kafka.errors import KafkaError, LogTruncationError, OffsetOutOfRangeError
+from kafka.partitioner.default import murmur2
+from kafka.producer.future import FutureRecordMetadata
+
+from common.errors import BrokerUnavailable, OffsetLost, StreamError
+from stream import topics
+from stream.security import PLAIN, Security
+from stream.source import Delivery, Headers, Record, Sink, Source, TopicInfo
+from stream.topics import admin_client, broker_answers, check_bootstrap, describe
+
+LINGER_MS = 20
+BATCH_BYTES = 256 * 1024
+POLL_RECORDS = 5000
+FETCH_BYTES = 4 * 1024 * 1024
+LOOK_UP_MS = 4000
+"""How long a look at the topic may take while working: a worker that is told to stop must not hang in it."""
+_RECONNECT_MS = 1000
+"""A broker that comes back is found within this; kafka-python alone waits up to half a minute."""
+
+
+def partition_of(key: str, partitions: int) -> int:
+    """Return the key's partition as Kafka's own clients choose it (murmur2)."""
+    return int(murmur2(key.encode()) & 0x7FFFFFFF) % partitions
+
+
+@dataclass(frozen=True, slots=True)
+class KafkaLog:
+    """A Kafka cluster.
+
+    Parameters
+    ----------
+    servers
+        Bootstrap servers, HOST:PORT apart by commas.
+    security
+        What it asks for.
+    """
+
+    servers: str
+    security: Security = PLAIN
+
+    def __post_init__(self) -> None:
+        check_bootstrap(self.servers)
+
+    @property
+    def address(self) -> str:
+        """The bootstrap servers."""
+        return self.servers
+
+    def ensure_topic(self, topic: str, partitions: int = 1) -> TopicInfo:
+        """Return the topic, created if there is none; see `stream.topics.ensure_topic`."""
+        return topics.ensure_topic(self.servers, topic, partitions, self.security)
+
+    def await_topic(self, topic: str, wait_s: float) -> TopicInfo:
+        """Return the topic, waiting for it; see `stream.topics.await_topic`."""
+        return topics.await_topic(self.servers, topic, wait_s, self.security)
+
+    def source(self, topic: str, group: str) -> Source:
+        """Return a reader of the topic."""
+        return KafkaSource(self, topic, group)
+
+    def sink(self, name: str) -> Sink:
+        """Return a writer."""
+        return KafkaSink(self, name)
+
+
+class KafkaSource:
+    """Reads partitions of one topic; see `stream.source.Source`.
+
+    Parameters
+    ----------
+    log
+        Where.
+    topic
+        Of which topic.
+    group
+        Whose committed offsets dashboards see.
+    """
+
+    def __init__(self, log: KafkaLog, topic: str, group: str) -> None:
+        self._log, self._topic = log, topic
+        with broker_answers(log.servers):
+            self._consumer = KafkaConsumer(
+                bootstrap_servers=log.servers,
+                bootstrap_timeout_ms=topics.ANSWER_WITHIN_MS,
+                client_id="anabranch-worker",
+                group_id=group,
+                enable_auto_commit=False,
+                auto_offset_reset="none",
+                allow_auto_create_topics=False,
+                isolation_level="read_committed",
+                max_poll_records=POLL_RECORDS,
+                max_partition_fetch_bytes=FETCH_BYTES,
+                metadata_max_age_ms=30_000,
+                reconnect_backoff_max_ms=_RECONNECT_MS,
+                **log.security.kafka_options(),
+            )
+
+    def topic(self) -> TopicInfo | None:
+        """Look the topic up now, over a connection of its own: the broker may be another by now."""
+        with admin_client(self._log.servers, self._log.security, LOOK_UP_MS) as client:
+            return describe(client, self._topic)
+
+    def assign(self, positions: Mapping[int, int | None]) -> None:
+        """Read these partitions, each from its offset."""
+        self._consumer.assign([self._part(number) for number in sorted(positions)])
+        for number, offset in sorted(positions.items()):
+            if offset is None:
+                self._consumer.seek_to_beginning(self._part(number))
+            else:
+                self._consumer.seek(self._part(number), offset)
+
+    def seek(self, partition: int, offset: int) -> None:
+        """Read the partition on from there."""
+        self._consumer.seek(self._part(partition), offset)
+
+    def poll(self, timeout_s: float) -> Sequence[Record]:
+        """Return what has come."""
+        try:
+            polled = self._consumer.poll(timeout_ms=int(timeout_s * 1000))
+        except OffsetOutOfRangeError as error:
+            positions = {part.partition: int(offset) for part, offset in error.args[0].items()}
+            raise OffsetLost(f"{self._topic}: no such offset {positions}", positions=positions) from error
+        except LogTruncationError as error:
+            positions = {part.partition: self._consumer.position(part) for part in error.divergent_offsets}
+            raise OffsetLost(f"{self._topic}: the log was cut below {positions}", positions=positions) from error
+        except KafkaError as error:
+            raise BrokerUnavailable(f"reading {self._topic} at {self._log.servers} failed: {error}") from error
+        return [record for part in sorted(polled) for record in polled[part]]
+
+    def bounds(self, partitions: Collection[int]) -> dict[int, tuple[int, int]]:
+        """Return the oldest offset and the end of each partition."""
+        parts = [self._part(number) for number in sorted(partitions)]
+        with broker_answers(self._log.servers):
+            begin, end = self._consumer.beginning_offsets(parts), self._consumer.end_offsets(parts)
+        return {part.partition: (int(begin[part]), int(end[part])) for part in parts}
+
+    def ends(self) -> dict[int, int]:
+        """Return the ends that the last polls told."""
+        known = {part.partition: self._consumer.highwater(part) for part in self._consumer.assignment()}
+        return {number: int(end) for number, end in sorted(known.items()) if end is not None}
+
+    def commit(self, offsets: Mapping[int, int], *, wait: bool = False) -> None:
+        """Show the offsets to dashboards."""
+        if not offsets:
+            return
+        shown = {self._part(number): OffsetAndMetadata(offset, "", -1) for number, offset in offsets.items()}
+        # a commit that fails shows on dashboards only
+        if wait:
+            with suppress(KafkaError):
+                self._consumer.commit(shown, timeout_ms=2000)
+        else:
+            self._consumer.commit_async(shown, callback=lambda *_: None)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._consumer.close(timeout_ms=2000)
+
+    def _part(self, number: int) -> TopicPartition:
+        return TopicPartition(self._topic, number)
+
+
+class KafkaDelivery:
+    """What became of one send; see `stream.source.Delivery`."""
+
+    __slots__ = ("_future",)
+
+    def __init__(self, future: FutureRecordMetadata) -> None:
+        self._future = future
+
+    @property
+    def settled(self) -> bool:
+        """Whether the broker has answered."""
+        return bool(self._future.is_done)
+
+    def offset(self, timeout_s: float) -> int:
+        """Return the record's offset."""
+        try:
+            return int(self._future.get(timeout=timeout_s).offset)
+        except KafkaError as error:
+            raise StreamError(f"a record was not acknowledged: {error}") from error
+
+
+class KafkaSink:
+    """Writes records, idempotently; see `stream.source.Sink`.
+
+    Parameters
+    ----------
+    log
+        Where.
+    name
+        What the broker's logs call it.
+    """
+
+    def __init__(self, log: KafkaLog, name: str) -> None:
+        self._log = log
+        with broker_answers(log.servers):
+            self._producer = KafkaProducer(
+                bootstrap_servers=log.servers,
+                bootstrap_timeout_ms=topics.ANSWER_WITHIN_MS,
+                max_block_ms=topics.ANSWER_WITHIN_MS,
+                client_id=name,
+                linger_ms=LINGER_MS,
+                batch_size=BATCH_BYTES,
+                reconnect_backoff_max_ms=_RECONNECT_MS,
+                **log.security.kafka_options(),
+            )
+
+    def send(
+        self, topic: str, value: bytes, *, partition: int, key: bytes | None = None, headers: Headers = ()
+    ) -> Delivery:
+        """Hand over one record."""
+        with broker_answers(self._log.servers):
+            return KafkaDelivery(
+                self._producer.send(topic, value=value, key=key, headers=list(headers), partition=partition)
+            )
+
+    def flush(self, timeout_s: float) -> None:
+        """Wait until every send is settled."""
+        try:
+            self._producer.flush(timeout=timeout_s)
+        except KafkaError as error:
+            raise StreamError(f"records were not acknowledged within {timeout_s:g} s: {error}") from error
+
+    def close(self) -> None:
+        """Close the connection; what is not acknowledged by now may be lost."""
+        self._producer.close(timeout=1)

@@ -1,0 +1,179 @@
+"""The two ends of a log, as the stream half needs them: a `Source` that is read, a `Sink` that is written.
+
+A log has topics, a topic partitions, a partition records with rising offsets (with holes: a transaction's marker takes
+one). Who reads keeps the offsets: a source is told where to read, never asks the broker where it was, and says so when
+the next record is gone. Several readers share a topic by assigning themselves different partitions.
+
+Implementations: `stream.kafka_log` (kafka-python, the default), and the in-memory log of the tests. One suite of laws
+holds for all: `tests/contracts/test_logs.py`.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+Headers = Sequence[tuple[str, bytes]]
+
+
+@dataclass(frozen=True, slots=True)
+class TopicInfo:
+    """A topic as the broker has it now.
+
+    Parameters
+    ----------
+    name
+        What people call it.
+    identity
+        The broker's UUID for it, kept over restarts and new after delete and create; "" where the broker has none.
+    partitions
+        Their numbers, rising.
+    """
+
+    name: str
+    identity: str
+    partitions: tuple[int, ...]
+
+
+class Record(Protocol):
+    """One record as read; kafka-python's own records fit, so nothing is copied."""
+
+    @property
+    def topic(self) -> str:
+        """Where it was read."""
+
+    @property
+    def partition(self) -> int:
+        """Its partition."""
+
+    @property
+    def offset(self) -> int:
+        """Its place in the partition."""
+
+    @property
+    def key(self) -> bytes | None:
+        """Its key, as it was sent."""
+
+    @property
+    def value(self) -> bytes | None:
+        """Its bytes; None deletes a key of a compacted topic."""
+
+    @property
+    def headers(self) -> Headers:
+        """Names and bytes, in their order."""
+
+    @property
+    def timestamp(self) -> int:
+        """Milliseconds since the epoch: when it was sent."""
+
+
+class Source(Protocol):
+    """Reads partitions of one topic."""
+
+    def topic(self) -> TopicInfo | None:
+        """Look the topic up now; None when there is none.
+
+        Raises
+        ------
+        BrokerUnavailable
+            When no broker answers.
+        """
+
+    def assign(self, positions: Mapping[int, int | None]) -> None:
+        """Read these partitions and no others, each from its offset; None is its beginning."""
+
+    def seek(self, partition: int, offset: int) -> None:
+        """Read an assigned partition on from this offset."""
+
+    def poll(self, timeout_s: float) -> Sequence[Record]:
+        """Return what has come, partition by partition in order of offsets; empty after the timeout.
+
+        Raises
+        ------
+        OffsetLost
+            When the next record of a partition is not there: deleted, or the log ends before it. Its `positions` say
+            which; nothing is read of them until `seek`.
+        BrokerUnavailable
+            When reading failed otherwise.
+        """
+
+    def bounds(self, partitions: Collection[int]) -> dict[int, tuple[int, int]]:
+        """Return the oldest offset and the one that the next record will get.
+
+        Raises
+        ------
+        BrokerUnavailable
+            When no broker answers.
+        """
+
+    def ends(self) -> dict[int, int]:
+        """Return the end of each assigned partition, as far as the last polls told; asks nobody."""
+
+    def commit(self, offsets: Mapping[int, int], *, wait: bool = False) -> None:
+        """Show the offsets to the group's dashboards; a failure is nobody's concern."""
+
+    def close(self) -> None:
+        """Close the connections, in bounded time."""
+
+
+class Delivery(Protocol):
+    """What became of one send."""
+
+    @property
+    def settled(self) -> bool:
+        """Whether the broker has answered, or it was given up."""
+
+    def offset(self, timeout_s: float) -> int:
+        """Return the record's offset, waiting for the acknowledgement.
+
+        Raises
+        ------
+        StreamError
+            When it was not acknowledged in time, or at all.
+        """
+
+
+class Sink(Protocol):
+    """Writes records, each acknowledged by all in-sync replicas, each at most once a send."""
+
+    def send(
+        self, topic: str, value: bytes, *, partition: int, key: bytes | None = None, headers: Headers = ()
+    ) -> Delivery:
+        """Hand over one record; records of one partition keep their order.
+
+        Raises
+        ------
+        BrokerUnavailable
+            When no broker took it in time.
+        """
+
+    def flush(self, timeout_s: float) -> None:
+        """Wait until every send is settled.
+
+        Raises
+        ------
+        StreamError
+            When some are not after the timeout.
+        """
+
+    def close(self) -> None:
+        """Close the connections, in bounded time."""
+
+
+class Log(Protocol):
+    """A broker, or what stands in for one."""
+
+    @property
+    def address(self) -> str:
+        """What people call it, for messages."""
+
+    def ensure_topic(self, topic: str, partitions: int = 1) -> TopicInfo:
+        """Return the topic, created with that many partitions if there is none."""
+
+    def await_topic(self, topic: str, wait_s: float) -> TopicInfo:
+        """Return the topic, waiting for somebody to create it."""
+
+    def source(self, topic: str, group: str) -> Source:
+        """Return a reader; `group` names it on dashboards only."""
+
+    def sink(self, name: str) -> Sink:
+        """Return a writer; `name` is what the broker's logs call it."""
