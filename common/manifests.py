@@ -28,7 +28,7 @@ class Manifest:
     Parameters
     ----------
     kind
-        "adapter" (a model version), "mf-snapshot", "checkpoint".
+        "adapter" (a model version), "mf-snapshot", "blend-snapshot", "checkpoint".
     version
         Its name.
     parents

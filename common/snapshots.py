@@ -6,17 +6,20 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from common.blends import BlendMembers, read_blend
 from common.errors import ArtifactCorrupt
 from common.manifests import Manifest, TensorSpec
 from common.store import pack_arrays, publish_folder, read_manifest, unpack_arrays
 
 ARRAYS_NAME = "arrays.safetensors"
 IDS_NAME = "ids.json"
+KIND = "mf-snapshot"
+BLEND_KIND = "blend-snapshot"
 
 
 @dataclass(frozen=True, slots=True)
 class MFSnapshot:
-    """Factors, biases, counts and histories at one point of the stream.
+    """Factors, biases, counts and histories at one point of the stream, and the rest of the blend where there is one.
 
     With h_0, h_1, ... a user's items newest first, the user's factors are
     ``u = sum_d exp(-d / recency) V[h_d] / sqrt(sum_d exp(-d / recency))`` over the last `window` items, and the score
@@ -49,6 +52,8 @@ class MFSnapshot:
         Events applied so far.
     offsets
         Topic to partition (as text) to the next offset to read.
+    blend
+        The other members, where the learner is a blend: then the score above is that of one member only.
     """
 
     item_ids: tuple[str, ...]
@@ -65,6 +70,7 @@ class MFSnapshot:
     window: int
     events: int
     offsets: dict[str, dict[str, int]]
+    blend: BlendMembers | None = None
 
     def user_factors(self, history: np.ndarray) -> np.ndarray:
         """Return u, float32 [k], from item rows given oldest first; zeros for an empty history."""
@@ -100,9 +106,10 @@ class _Ids(msgspec.Struct, frozen=True):
 
 def write_snapshot(folder: Path, snapshot: MFSnapshot, created_at: int) -> Manifest:
     """Publish the snapshot as an immutable folder; see `common.store.publish_folder`."""
-    arrays = {name: getattr(snapshot, name) for name in _ARRAYS}
+    blend = snapshot.blend
+    arrays = {name: getattr(snapshot, name) for name in _ARRAYS} | ({} if blend is None else blend.arrays())
     manifest = Manifest(
-        kind="mf-snapshot",
+        kind=KIND if blend is None else BLEND_KIND,
         version=folder.name,
         parents=(),
         created_at=created_at,
@@ -112,6 +119,7 @@ def write_snapshot(folder: Path, snapshot: MFSnapshot, created_at: int) -> Manif
             "window": snapshot.window,
             "events": snapshot.events,
             "offsets": snapshot.offsets,
+            **({} if blend is None else {"blend": blend.details()}),
         },
     )
     ids = msgspec.json.encode(_Ids(snapshot.item_ids, snapshot.user_ids))
@@ -124,9 +132,15 @@ def read_snapshot(folder: Path) -> MFSnapshot:
     Raises
     ------
     ArtifactCorrupt
-        When a file is missing or a tensor has another shape or dtype, naming it.
+        When a file is missing, a tensor has another shape or dtype, naming it, or it is no snapshot that is known.
     """
     manifest = read_manifest(folder)
+    if manifest.kind not in (KIND, BLEND_KIND):
+        raise ArtifactCorrupt(
+            f"{folder} holds a {manifest.kind!r}",
+            expected=f"{KIND!r} or {BLEND_KIND!r}",
+            mend="use the program version that wrote it",
+        )
     try:
         arrays = unpack_arrays((folder / ARRAYS_NAME).read_bytes(), str(folder / ARRAYS_NAME))
         ids = msgspec.json.decode((folder / IDS_NAME).read_bytes(), type=_Ids)
@@ -146,4 +160,5 @@ def read_snapshot(folder: Path) -> MFSnapshot:
         events=int(details["events"]),
         offsets={str(topic): dict(parts) for topic, parts in details["offsets"].items()},
         **{name: arrays[name] for name in _ARRAYS},
+        blend=read_blend(arrays, details.get("blend", {}), str(folder)) if manifest.kind == BLEND_KIND else None,
     )

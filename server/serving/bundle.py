@@ -7,6 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
+from common.blends import BlendMembers
 from common.errors import ArtifactCorrupt, StoreMismatch
 from common.items import Catalogue
 from common.manifests import Manifest
@@ -107,6 +108,16 @@ class Bundle:
         snapshot = self.stream.snapshot
         return snapshot.seen_items[snapshot.seen_starts[row] : snapshot.seen_starts[row + 1]]
 
+    def likes_of(self, user_id: str | None) -> int:
+        """Return how many likes of the user count towards the length of the history; 0 for an unknown user."""
+        row = self._user_row(user_id)
+        if self.stream is None or row is None:
+            return 0
+        snapshot = self.stream.snapshot
+        if snapshot.blend is not None:
+            return int(snapshot.blend.positives[row])
+        return int(snapshot.history_starts[row + 1] - snapshot.history_starts[row])
+
     def _user_row(self, user_id: str | None) -> int | None:
         return None if self.stream is None or user_id is None else self.stream.users.get(user_id)
 
@@ -186,8 +197,11 @@ def load_stream(folder: Path, name: str, catalogue: Catalogue) -> Stream:
     """
     manifest = verify_folder(folder / name)
     snapshot = read_snapshot(folder / name)
-    for tensor in ("history_factors", "item_factors", "item_bias"):
-        if not np.isfinite(getattr(snapshot, tensor)).all():
+    floats = {name: getattr(snapshot, name) for name in ("history_factors", "item_factors", "item_bias")}
+    if snapshot.blend is not None:
+        floats |= {name: array for name, array in snapshot.blend.arrays().items() if array.dtype.kind == "f"}
+    for tensor, array in floats.items():
+        if not np.isfinite(array).all():
             raise ArtifactCorrupt(
                 f"tensor {tensor!r} of {folder / name} is not finite",
                 expected="finite numbers",
@@ -229,6 +243,26 @@ def align(snapshot: MFSnapshot, catalogue: Catalogue) -> MFSnapshot:
         history_items=history_items,
         seen_starts=seen_starts,
         seen_items=seen_items,
+        blend=None if snapshot.blend is None else _moved_blend(snapshot.blend, target, len(catalogue)),
+    )
+
+
+def _moved_blend(blend: BlendMembers, target: np.ndarray, n_items: int) -> BlendMembers:
+    """Return the members with items moved to `target`, -1 for those that are dropped."""
+    kept = target >= 0
+    popularity = np.full(n_items, blend.unknown_popularity, dtype=np.float32)
+    popularity[target[kept]] = blend.popularity[kept]
+    rows = np.repeat(target, np.diff(blend.pair_starts))
+    items = target[blend.pair_items]
+    stay = np.flatnonzero((rows >= 0) & (items >= 0))
+    stay = stay[np.argsort(rows[stay], kind="stable")]
+    sizes = np.bincount(rows[stay], minlength=n_items)
+    return replace(
+        blend,
+        popularity=popularity,
+        pair_starts=np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64),
+        pair_items=items[stay].astype(np.int32),
+        pair_weights=blend.pair_weights[stay],
     )
 
 

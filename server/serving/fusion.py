@@ -1,5 +1,8 @@
 """One score from several opinions: each member is z-scored over the eligible items, then weighted.
 
+This is the answer where the click learner gives factors alone, or nothing yet; what its blend gives is answered by
+`server.serving.blended`.
+
 Members are factors (the click learner), text (likeness to the user's recent items), query (likeness to the query's
 text) and popularity. Weights depend on how long the history is: without one the factors know nothing, with a long one
 they know most.
@@ -12,13 +15,14 @@ its popularity counts as average. So it is neither buried nor pushed.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 
+from common.snapshots import MFSnapshot
 from server.serving.bundle import Bundle
 
-MemberKind = Literal["factors", "text", "query", "popularity"]
+MemberKind = Literal["neighbours", "factors", "text", "query", "popularity"]
 TEXT_RECENCY = 10.0
 TEXT_WINDOW = 20
 """The text interest of a history is sum exp(-d / TEXT_RECENCY) v over its newest TEXT_WINDOW items."""
@@ -59,6 +63,45 @@ class FusionTable:
         return next(weights for start, weights in reversed(self.rows) if history >= start)
 
 
+class HistorySum(Protocol):
+    """How the raw scores of a member are a sum over the items of the history."""
+
+    def above_average(self, chosen: np.ndarray, over: np.ndarray) -> np.ndarray:
+        """Return what each item of the history adds to each chosen row above its average, float64 [c, h].
+
+        The average is over the items in `over`, bool [n].
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Products:
+    """Item j of the history adds ``fading[j] * rows[history[j]] . matrix[k]`` to item k.
+
+    Parameters
+    ----------
+    matrix, rows
+        float32 [n, d].
+    history
+        Rows, oldest first, int64 [h].
+    fading
+        float64 [h].
+    """
+
+    matrix: np.ndarray
+    rows: np.ndarray
+    history: np.ndarray
+    fading: np.ndarray
+
+    def above_average(self, chosen: np.ndarray, over: np.ndarray) -> np.ndarray:
+        """Return what each item of the history adds to each chosen row above its average, float64 [c, h]."""
+        # a product, not a mean of the rows taken out: no copy of the matrix
+        average = (over.astype(np.float32) @ self.matrix) / max(1, int(over.sum()))
+        said = self.rows[self.history].astype(np.float64) * self.fading[:, None]
+        added: np.ndarray = (self.matrix[chosen].astype(np.float64) - average) @ said.T
+        return added
+
+
 @dataclass(frozen=True, slots=True)
 class Member:
     """One member's opinion.
@@ -73,12 +116,15 @@ class Member:
         Standard deviation of the raw scores; infinite when they are all the same, and z is 0 then.
     over
         bool [n]: the items that mean and spread are taken over.
+    by_history
+        What each item of the history adds, where the member is such a sum.
     """
 
     z: np.ndarray
     coefficient: np.ndarray
     spread: float
     over: np.ndarray
+    by_history: HistorySum | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,19 +188,32 @@ def fuse(
     asked = bool(len(history)) or query is not None
     members: dict[MemberKind, Member] = {}
 
-    def join(kind: MemberKind, raw: np.ndarray, over: np.ndarray, weight: float | np.ndarray) -> np.ndarray:
+    def join(
+        kind: MemberKind,
+        raw: np.ndarray,
+        over: np.ndarray,
+        weight: float | np.ndarray,
+        by_history: HistorySum | None = None,
+    ) -> np.ndarray:
         z, spread = standardised(raw, over)
-        members[kind] = Member(z, np.broadcast_to(np.asarray(weight, dtype=np.float64), z.shape), spread, over)
+        # outside `over` the member says nothing, of the history's items neither
+        members[kind] = Member(z, np.where(over, weight, 0.0), spread, over, by_history)
         return z
 
-    guess = 0.0
-    text = vectors @ text_interest(vectors, history)[0].astype(np.float32) if len(history) else None
-    if bundle.stream is not None and len(history):
-        factors = join("factors", bundle.stream.snapshot.scores(history), clicked, weights.factors)
-        if text is not None:
+    if len(history):
+        interest, length = text_interest(vectors, history)
+        text, guess = vectors @ interest.astype(np.float32), 0.0
+        if bundle.stream is not None:
+            snapshot = bundle.stream.snapshot
+            factors = join("factors", snapshot.scores(history), clicked, weights.factors, factor_sum(snapshot, history))
             guess = max(0.0, float(_mean_product(factors, standardised(text, clicked)[0], clicked)))
-    if text is not None:
-        join("text", text, eligible, weights.text + weights.factors * guess * ~warm)
+        join(
+            "text",
+            text,
+            eligible,
+            weights.text + weights.factors * guess * ~warm,
+            text_sum(vectors, history, length),
+        )
     if query is not None:
         join("query", vectors @ query, eligible, weights.query)
     join("popularity", np.log1p(bundle.counts), clicked if asked else eligible, weights.popularity)
@@ -162,6 +221,19 @@ def fuse(
     for member in members.values():
         scores += member.coefficient * member.z
     return Fused(scores, MappingProxyType(members))
+
+
+def factor_sum(snapshot: MFSnapshot, history: np.ndarray) -> Products:
+    """Return how the factors' raw scores, biases apart, are a sum over the history."""
+    fading = history_weights(history, snapshot.recency, snapshot.window)
+    return Products(snapshot.item_factors, snapshot.history_factors, history, fading / np.sqrt(fading.sum()))
+
+
+def text_sum(vectors: np.ndarray, history: np.ndarray, length: float) -> Products | None:
+    """Return how likeness to a history's text is a sum over it; `length` as `text_interest` gives it."""
+    if length == 0.0:
+        return None
+    return Products(vectors, vectors, history, history_weights(history, TEXT_RECENCY, TEXT_WINDOW) / length)
 
 
 def _mean_product(one: np.ndarray, other: np.ndarray, over: np.ndarray) -> float:

@@ -9,8 +9,9 @@ import numpy as np
 
 from common.errors import InvalidSetting, UnknownName, UsageError
 from common.events import MAX_ID_LENGTH
+from server.serving.blended import Asked, blended
 from server.serving.bundle import Bundle
-from server.serving.fusion import FusionTable, best, fuse
+from server.serving.fusion import Fused, FusionTable, best, fuse
 from server.serving.reasons import Reason, reasons_for
 
 MAX_K = 500
@@ -182,14 +183,17 @@ def recommend(
     known = bundle.history_of(question.user_id)
     positions = [bundle.catalogue.index(item_id) for item_id in question.history]
     given = np.array([row for row in positions if row is not None], dtype=np.int64)
-    history = given if known is None else np.concatenate([known.astype(np.int64), given])
+    asked = Asked(
+        history=given if known is None else np.concatenate([known.astype(np.int64), given]),
+        likes=bundle.likes_of(question.user_id) + len(given),
+        seen=np.concatenate([bundle.seen_by(question.user_id).astype(np.int64), given]),
+    )
     eligible = np.ones(len(bundle.catalogue), dtype=bool)
     if question.exclude_seen:
-        eligible[bundle.seen_by(question.user_id)] = False
-        eligible[history] = False
-    fused = fuse(bundle, history, query_vector, eligible, table)
+        eligible[asked.seen] = False
+    fused = _fused(bundle, asked, query_vector, eligible, table)
     chosen = best(fused.scores, eligible, question.k)
-    why = reasons_for(bundle, history, fused, chosen) if question.explain else [()] * len(chosen)
+    why = reasons_for(bundle, asked.history, fused, chosen) if question.explain else [()] * len(chosen)
     items = tuple(
         Recommendation(
             item_id=bundle.catalogue[int(row)].item_id,
@@ -203,6 +207,14 @@ def recommend(
     )
     unknown = len(question.history) - len(given)
     return Slate(request_id, bundle.version, known is not None, items, {"unknown_items": unknown})
+
+
+def _fused(bundle: Bundle, asked: Asked, query: np.ndarray | None, eligible: np.ndarray, table: FusionTable) -> Fused:
+    """Let the stream's blend answer where there is one; `table` weighs what there is otherwise."""
+    stream = bundle.stream
+    if stream is not None and stream.snapshot.blend is not None:
+        return blended(bundle, stream, stream.snapshot.blend, asked, query)
+    return fuse(bundle, asked.history, query, eligible, table)
 
 
 def similar(bundle: Bundle, item_id: str, k: int) -> SimilarItems:

@@ -50,6 +50,9 @@ class ReasonOut(BaseModel):
     kind: str = Field(examples=["because-you-liked"])
     text: str = Field(examples=["Star Wars (1977)"])
     weight: float
+    members: dict[str, float] = Field(
+        description="Through which members it comes; they add up to the weight", examples=[{"neighbours": 0.5}]
+    )
 
 
 class RecommendationOut(BaseModel):

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from common.blends import MEMBERS, BlendMembers
 from common.errors import InvalidSetting
 from common.snapshots import MFSnapshot
 from stream.learner.blending import Learned, Opinions, ask_all, flattened, teach_all, weigh
@@ -16,7 +17,8 @@ from stream.learner.popularity import PopularityPart
 from stream.learner.retention import Retention
 from stream.learner.text import TextSpace, checked_vectors
 
-MEMBERS = ("neighbours", "factors", "content", "popularity")
+__all__ = ["BUCKETS", "MEMBERS", "START", "Blend"]
+
 BUCKETS = (0, 1, 6, 21)
 """Each length of history from one of these on, up to the next, has weights of its own."""
 START = (1.0, 1.0, 0.3, 0.1)
@@ -259,10 +261,10 @@ class Blend(PartRanker):
             weigh(*opinions, item, self._weights_of(row), rate, float(self.focus))
 
     def snapshot(self, offsets: Mapping[str, Mapping[str, int]]) -> MFSnapshot:
-        """Return frozen copies of the factors, their texts' part among them, for serving.
+        """Return frozen copies of all members and weights, for serving.
 
-        The score of the snapshot is that of the member `factors`: columns of V and Q beyond `n_factors` are what the
-        texts say. Neighbours and weights stay here.
+        `MFSnapshot.scores` of it are those of the member `factors`: columns of V and Q beyond `n_factors` are what the
+        texts say.
 
         Parameters
         ----------
@@ -276,4 +278,22 @@ class Blend(PartRanker):
             history = np.hstack([history, texts @ taste.matrix])
             factors = np.hstack([factors, texts])
             bias = bias + texts @ taste.tilt
-        return frozen_snapshot(self, history, factors, bias, float(self.recency), offsets)
+        return frozen_snapshot(self, history, factors, bias, float(self.recency), offsets, self._frozen_members())
+
+    def _frozen_members(self) -> BlendMembers:
+        starts, items, weights = self._neighbours.similarities(self.n_items)
+        popularity = np.empty(self.n_items, dtype=np.float32)
+        self._popularity.score(-1, self._events, popularity)
+        return BlendMembers(
+            weights=self._fixed_arrays["weights"].copy(),
+            pair_starts=starts,
+            pair_items=items,
+            pair_weights=weights,
+            neighbour_decay=self._neighbours.query.decay.copy(),
+            popularity=popularity,
+            positives=self._user_arrays["positives"][: self.n_users].copy(),
+            buckets=BUCKETS,
+            unknown_popularity=self._popularity.unknown(-1, self._events, ""),
+            text_columns=self.text_dimensions if self._texts.described else 0,
+            repeats=self.repeats,
+        )

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from common.blends import BlendMembers
 from common.snapshots import MFSnapshot
 from stream.learner.base import ArrayRanker
 
@@ -15,6 +16,7 @@ def frozen_snapshot(
     item_bias: np.ndarray,
     recency: float,
     offsets: Mapping[str, Mapping[str, int]],
+    blend: BlendMembers | None = None,
 ) -> MFSnapshot:
     """Return a snapshot of the factors with the learner's items, counts, users and histories, all copied.
 
@@ -28,6 +30,8 @@ def frozen_snapshot(
         Decay of the history, in events.
     offsets
         Topic to partition (as text) to the next offset to read.
+    blend
+        The other members, frozen already.
     """
     users = learner.user_ids
     histories = [learner.history_rows(user) for user in users]
@@ -47,6 +51,7 @@ def frozen_snapshot(
         window=learner.window,
         events=learner.events,
         offsets={topic: dict(parts) for topic, parts in offsets.items()},
+        blend=blend,
     )
 
 

@@ -157,6 +157,22 @@ class NeighboursPart(Part):
         """How the history is asked, and how it is paired."""
         return self._query
 
+    def similarities(self, n_items: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return S, with which the score is ``sum_d decay_d S[h_d, k]``, row by row.
+
+        Returns
+        -------
+        tuple
+            int64 [n + 1], int32 [p] and float32 [p]: row i has the weights ``[starts[i]:starts[i + 1]]`` at the items
+            ``[starts[i]:starts[i + 1]]``.
+        """
+        other, weight = self._pairs.other[:n_items], self._pairs.weight[:n_items]
+        rows, places = np.nonzero(weight)
+        items = other[rows, places] - 1
+        asking = 1.0 / (self._ground.counts[:n_items].astype(np.float32) ** self._query.alpha + np.float32(1.0))
+        starts = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=n_items))]).astype(np.int64)
+        return starts, items, weight[rows, places] * asking[rows] * self._pairs.scale[items]
+
     def _scale(self, count: int) -> np.float32:
         return np.float32(scale_of(count, self._query.beta))
 

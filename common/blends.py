@@ -1,0 +1,135 @@
+"""What the stream's blend knows beside its factors, as serving reads it: frozen arrays, no learner."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from common.errors import ArtifactCorrupt
+
+SCHEMA = 1
+"""Version of what a snapshot says of a blend; another one is refused."""
+MEMBERS = ("neighbours", "factors", "content", "popularity")
+BLEND_ARRAYS = (
+    "weights",
+    "pair_starts",
+    "pair_items",
+    "pair_weights",
+    "neighbour_decay",
+    "popularity",
+    "positives",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class BlendMembers:
+    """The members of a blend beside its factors, and how much each counts.
+
+    A user's score of item k is ``sum_m weights[b, m] z_m[k]``. b is the last bucket that is not above the number of
+    the user's likes; z_m are member m's raw scores less their mean, over their standard deviation, both taken over the
+    items that the user may be shown, or 0 where these all get the same. Without a history neighbours and content are 0.
+
+    - neighbours: ``sum_d neighbour_decay[d] S[h_d, k]``, h being the user's items, newest first;
+    - factors: as `common.snapshots.MFSnapshot` says;
+    - content: ``t . x_k``, x being the last `text_columns` columns of its `item_factors`, and t folded from the rows x
+      of the history as its users are folded from `history_factors`;
+    - popularity: as it stands here, the same for everybody.
+
+    Parameters
+    ----------
+    weights
+        float64 [b, m], in the order of `buckets` and `MEMBERS`.
+    pair_starts, pair_items, pair_weights
+        int64 [n + 1], int32 [p] and float32 [p]: row i of S holds ``pair_weights[a:b]`` at the items
+        ``pair_items[a:b]``, with ``a, b = pair_starts[i], pair_starts[i + 1]``, and 0 everywhere else.
+    neighbour_decay
+        float32 [depth], newest first; older items of the history ask nothing.
+    popularity
+        float32 [n].
+    positives
+        Likes of each user, those beyond the window included, int64 [u].
+    buckets
+        Least length of history of each row of `weights`, rising from 0.
+    unknown_popularity
+        Popularity of an item that the learner does not know.
+    text_columns
+        0 when the learner was told no texts; content says nothing then.
+    repeats
+        Whether items that the user liked may be shown again; they are among those that z is taken over then.
+    """
+
+    weights: np.ndarray
+    pair_starts: np.ndarray
+    pair_items: np.ndarray
+    pair_weights: np.ndarray
+    neighbour_decay: np.ndarray
+    popularity: np.ndarray
+    positives: np.ndarray
+    buckets: tuple[int, ...]
+    unknown_popularity: float
+    text_columns: int
+    repeats: bool
+
+    def weights_of(self, likes: int) -> np.ndarray:
+        """Return the members' weights for a user with so many likes, float64 [m]."""
+        row: np.ndarray = self.weights[sum(likes >= least for least in self.buckets) - 1]
+        return row
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Return the arrays by name, as they are stored."""
+        return {f"blend.{name}": getattr(self, name) for name in BLEND_ARRAYS}
+
+    def details(self) -> dict[str, Any]:
+        """Return all else, as JSON values."""
+        return {
+            "schema": SCHEMA,
+            "members": list(MEMBERS),
+            "buckets": list(self.buckets),
+            "unknown_popularity": self.unknown_popularity,
+            "text_columns": self.text_columns,
+            "repeats": self.repeats,
+        }
+
+
+def read_blend(arrays: Mapping[str, np.ndarray], details: Mapping[str, Any], where: str) -> BlendMembers:
+    """Return what `BlendMembers.arrays` and `BlendMembers.details` gave.
+
+    Raises
+    ------
+    ArtifactCorrupt
+        When it is of another version, a part is missing, or parts do not fit together; `where` is named.
+    """
+    if details.get("schema") != SCHEMA or tuple(details.get("members", ())) != MEMBERS:
+        raise ArtifactCorrupt(
+            f"{where} holds a blend of schema {details.get('schema')!r} with members {details.get('members')!r}",
+            expected=f"schema {SCHEMA} with {list(MEMBERS)}",
+            consequence="the snapshot is not served",
+            mend="use the program version that wrote it, or restart the stream learner",
+        )
+    missing = [name for name in BLEND_ARRAYS if f"blend.{name}" not in arrays]
+    if missing:
+        raise ArtifactCorrupt(f"tensor 'blend.{missing[0]}' of {where} is missing")
+    blend = BlendMembers(
+        **{name: arrays[f"blend.{name}"] for name in BLEND_ARRAYS},
+        buckets=tuple(int(least) for least in details["buckets"]),
+        unknown_popularity=float(details["unknown_popularity"]),
+        text_columns=int(details["text_columns"]),
+        repeats=bool(details["repeats"]),
+    )
+    _check(blend, where)
+    return blend
+
+
+def _check(blend: BlendMembers, where: str) -> None:
+    """Refuse places that lie outside: they would fail in the middle of a request."""
+    starts, items = len(blend.pair_starts), blend.pair_items
+    rising = starts > 0 and blend.pair_starts[0] == 0 and bool((np.diff(blend.pair_starts) >= 0).all())
+    if not rising or starts != len(blend.popularity) + 1 or blend.pair_starts[-1] != len(items):
+        raise ArtifactCorrupt(f"tensor 'blend.pair_starts' of {where} does not fit the other tensors")
+    if len(items) != len(blend.pair_weights) or (len(items) and not 0 <= items.min() <= items.max() < starts - 1):
+        raise ArtifactCorrupt(f"tensor 'blend.pair_items' of {where} does not fit the other tensors")
+    if blend.weights.shape != (len(blend.buckets), len(MEMBERS)) or blend.buckets[:1] != (0,):
+        raise ArtifactCorrupt(
+            f"tensor 'blend.weights' of {where} is {blend.weights.shape}", expected=f"a row of each of {blend.buckets}"
+        )
