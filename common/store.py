@@ -2,11 +2,12 @@
 
 Everything on disk is written to a temporary name, synced, renamed, and the folder synced, so a reader sees the old
 content or the new one. Arrays are safetensors.
+
+An artifact is a folder: its files, ``manifest.json`` with their SHA-256s, and ``manifest.sha256`` with the manifest's
+own, in the form that ``sha256sum --check`` reads.
 """
 
 import hashlib
-import os
-import shutil
 import uuid
 from collections.abc import Mapping
 from dataclasses import replace
@@ -17,38 +18,29 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
+from common.disk import DISK, Disk
 from common.errors import ArtifactCorrupt
 from common.manifests import Manifest, decode_manifest, encode_manifest
 
 MANIFEST_NAME = "manifest.json"
+SEAL_NAME = "manifest.sha256"
 
 
 def sync_folder(folder: Path) -> None:
     """Make the names in a folder durable."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    DISK.sync_folder(folder)
 
 
-def _write_synced(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def write_atomic(path: Path, content: bytes) -> None:
+def write_atomic(path: Path, content: bytes, disk: Disk = DISK) -> None:
     """Replace the file at `path`, or create it, in one step that survives a power cut."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    disk.make_folders(path.parent)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
-        _write_synced(temporary, content)
-        os.replace(temporary, path)
+        disk.write(temporary, content)
+        disk.replace(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
+        disk.remove(temporary)
+    disk.sync_folder(path.parent)
 
 
 def file_sha256(path: Path) -> str:
@@ -78,7 +70,7 @@ def unpack_arrays(raw: bytes, where: str) -> dict[str, np.ndarray]:
     return arrays
 
 
-def publish_folder(target: Path, files: Mapping[str, bytes], manifest: Manifest) -> Manifest:
+def publish_folder(target: Path, files: Mapping[str, bytes], manifest: Manifest, disk: Disk = DISK) -> Manifest:
     """Write an immutable artifact: its files, then the manifest with their hashes, then one rename.
 
     Parameters
@@ -89,6 +81,8 @@ def publish_folder(target: Path, files: Mapping[str, bytes], manifest: Manifest)
         Relative name ("adapter/adapter_model.safetensors") to content.
     manifest
         Its `files` are filled in here.
+    disk
+        What writes.
 
     Returns
     -------
@@ -102,42 +96,79 @@ def publish_folder(target: Path, files: Mapping[str, bytes], manifest: Manifest)
     """
     if target.exists():
         raise FileExistsError(str(target))
-    target.parent.mkdir(parents=True, exist_ok=True)
+    disk.make_folders(target.parent)
     staging = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+    written, sealed = seal(files, manifest)
     try:
-        folders = {staging}
-        for name, content in files.items():
-            path = staging / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            folders.add(path.parent)
-            _write_synced(path, content)
-        hashes = {name: hashlib.sha256(content).hexdigest() for name, content in sorted(files.items())}
-        written = replace(manifest, files=hashes)
-        staging.mkdir(exist_ok=True)
-        _write_synced(staging / MANIFEST_NAME, encode_manifest(written))
-        for folder in folders:
-            sync_folder(folder)
-        os.rename(staging, target)
+        disk.make_folder(staging)
+        for name, content in {**files, **sealed}.items():
+            disk.make_folders((staging / name).parent)
+            disk.write(staging / name, content)
+        for folder in {staging, *(path.parent for name in files for path in _below(staging, name))}:
+            disk.sync_folder(folder)
+        disk.rename(staging, target)
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
-    sync_folder(target.parent)
+        disk.remove_tree(staging)
+    disk.sync_folder(target.parent)
     return written
 
 
-def read_manifest(folder: Path) -> Manifest:
-    """Read an artifact's manifest.
+def _below(folder: Path, name: str) -> list[Path]:
+    """Return the path of a file and of the folders that hold it, all below `folder`."""
+    path = folder / name
+    return [path, *(parent for parent in path.parents if parent.is_relative_to(folder) and parent != folder)]
+
+
+def seal(files: Mapping[str, bytes], manifest: Manifest) -> tuple[Manifest, dict[str, bytes]]:
+    """Return the manifest with the files' hashes in it, and what it is written as: name to content."""
+    hashes = {name: hashlib.sha256(content).hexdigest() for name, content in sorted(files.items())}
+    written = replace(manifest, files=hashes)
+    raw = encode_manifest(written)
+    return written, {MANIFEST_NAME: raw, SEAL_NAME: f"{hashlib.sha256(raw).hexdigest()}  {MANIFEST_NAME}\n".encode()}
+
+
+def unseal(raw: bytes, sealed: bytes | None, where: str) -> Manifest:
+    """Read a manifest that is as it was sealed.
+
+    Parameters
+    ----------
+    raw, sealed
+        Content of the manifest and of its seal; None for an artifact that was written before there were seals.
+    where
+        The manifest's path, for messages.
 
     Raises
     ------
     ArtifactCorrupt
-        When it is missing or unreadable.
+        When it does not fit its seal, or is no manifest.
+    """
+    found = f"{hashlib.sha256(raw).hexdigest()}  {MANIFEST_NAME}\n".encode()
+    manifest = decode_manifest(raw, where)
+    if sealed not in (None, found):
+        raise ArtifactCorrupt(
+            f"{where} has SHA-256 {found[:64].decode()}",
+            expected=f"what {SEAL_NAME} says, {sealed[:64]!r}",
+            consequence="the artifact is not used",
+            mend="roll back to another version",
+        )
+    return manifest
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read an artifact's manifest, held against its seal.
+
+    Raises
+    ------
+    ArtifactCorrupt
+        When it is missing, unreadable or changed.
     """
     path = folder / MANIFEST_NAME
     try:
         raw = path.read_bytes()
+        sealed = (folder / SEAL_NAME).read_bytes() if (folder / SEAL_NAME).exists() else None
     except OSError as error:
         raise ArtifactCorrupt(f"{path} cannot be read: {error.strerror}", expected="a manifest") from error
-    return decode_manifest(raw, str(path))
+    return unseal(raw, sealed, str(path))
 
 
 def verify_folder(folder: Path) -> Manifest:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from common.errors import ArtifactCorrupt
 from common.manifests import TensorSpec, encode_manifest
 from common.snapshots import ARRAYS_NAME, IDS_NAME, MFSnapshot, read_snapshot, write_snapshot
-from common.store import MANIFEST_NAME, pack_arrays, read_manifest, unpack_arrays
+from common.store import MANIFEST_NAME, SEAL_NAME, pack_arrays, read_manifest, unpack_arrays
 
 
 def made(items: int = 7, factors: int = 4, seed: int = 0) -> MFSnapshot:
@@ -110,6 +110,7 @@ def test_a_changed_template_is_refused_by_name(tmp_path: Path) -> None:
     manifest = read_manifest(tmp_path / "s1")
     other = replace(manifest, tensors={**manifest.tensors, "item_bias": TensorSpec((7,), "float64")})
     (tmp_path / "s1" / MANIFEST_NAME).write_bytes(encode_manifest(other))
+    (tmp_path / "s1" / SEAL_NAME).unlink()  # or the manifest would be found changed first
     with pytest.raises(ArtifactCorrupt, match="item_bias"):
         read_snapshot(tmp_path / "s1")
 

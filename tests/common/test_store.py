@@ -12,6 +12,7 @@ from common.errors import ArtifactCorrupt
 from common.manifests import Manifest
 from common.store import (
     MANIFEST_NAME,
+    SEAL_NAME,
     file_sha256,
     pack_arrays,
     publish_folder,
@@ -52,7 +53,12 @@ def test_a_published_folder_verifies_and_names_its_files(tmp_path: Path) -> None
     written = publish_folder(tmp_path / "v1", FILES, PLAIN)
     assert verify_folder(tmp_path / "v1") == written == read_manifest(tmp_path / "v1")
     assert dict(written.files) == {name: file_sha256(tmp_path / "v1" / name) for name in FILES}
-    assert names_below(tmp_path) == {"v1/adapter/weights.bin", "v1/notes.json", "v1/manifest.json"}
+    assert names_below(tmp_path) == {
+        "v1/adapter/weights.bin",
+        "v1/notes.json",
+        "v1/manifest.json",
+        "v1/manifest.sha256",
+    }
     assert written.details == {"round": 3}
 
 
@@ -65,7 +71,12 @@ def test_a_published_folder_is_never_replaced(tmp_path: Path) -> None:
     with pytest.raises(FileExistsError):
         publish_folder(tmp_path / "v1", {"notes.json": b"other"}, PLAIN)
     assert (tmp_path / "v1" / "notes.json").read_bytes() == b"{}"
-    assert names_below(tmp_path) == {"v1/adapter/weights.bin", "v1/notes.json", "v1/manifest.json"}
+    assert names_below(tmp_path) == {
+        "v1/adapter/weights.bin",
+        "v1/notes.json",
+        "v1/manifest.json",
+        "v1/manifest.sha256",
+    }
 
 
 def test_a_publication_that_fails_leaves_nothing(tmp_path: Path) -> None:
@@ -76,7 +87,7 @@ def test_a_publication_that_fails_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", sorted(FILES))
+@pytest.mark.parametrize("name", [*sorted(FILES), MANIFEST_NAME])
 @pytest.mark.parametrize("damage", ["flip", "cut", "grow", "remove"])
 def test_any_damage_is_found_and_the_file_named(tmp_path: Path, name: str, damage: str) -> None:
     publish_folder(tmp_path / "v1", FILES, PLAIN)
@@ -89,6 +100,24 @@ def test_any_damage_is_found_and_the_file_named(tmp_path: Path, name: str, damag
         path.write_bytes(changed[damage])
     with pytest.raises(ArtifactCorrupt, match=Path(name).name):
         verify_folder(tmp_path / "v1")
+
+
+def test_every_flipped_byte_is_found_that_of_a_number_in_the_manifest_too(tmp_path: Path) -> None:
+    publish_folder(tmp_path / "v1", {"notes.json": b"{}"}, PLAIN)
+    for path in sorted(path for path in (tmp_path / "v1").iterdir()):
+        whole = path.read_bytes()
+        for at in range(len(whole)):
+            path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+            with pytest.raises(ArtifactCorrupt):
+                verify_folder(tmp_path / "v1")
+        path.write_bytes(whole)
+    verify_folder(tmp_path / "v1")
+
+
+def test_an_artifact_of_before_there_were_seals_is_read(tmp_path: Path) -> None:
+    written = publish_folder(tmp_path / "v1", FILES, PLAIN)
+    (tmp_path / "v1" / SEAL_NAME).unlink()
+    assert verify_folder(tmp_path / "v1") == written
 
 
 @pytest.mark.parametrize("raw", [None, b"", b"{}", b"not json"])
