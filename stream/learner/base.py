@@ -4,7 +4,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import accumulate, pairwise
 
-import msgspec
 import numpy as np
 from river.reco.base import Ranker
 
@@ -12,6 +11,7 @@ from common.errors import CheckpointMismatch, InvalidSetting
 from common.ids import arrays_sha256
 from stream.learner.admission import checked_id, learnable_id, weight_of
 from stream.learner.kernels import SeenLog, UserRows, note_positive, rank_among, seen_rows
+from stream.learner.params import check_params, params_json
 from stream.learner.retention import Retention
 
 _FIRST_CAPACITY = 64
@@ -105,6 +105,14 @@ class ArrayRanker(Ranker):  # type: ignore[misc]  # river has no types
 
     def _restart_item(self, row: int, item: str) -> None:
         """Bring what was learned about an item back to its start; nothing to do where time fades it anyway."""
+
+    def _packed(self, items: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return the item arrays as they are stored: what is mostly empty may be packed."""
+        return items
+
+    def _unpacked(self, items: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return what `_packed` got, bit for bit."""
+        return items
 
     def _rewire(self) -> None:
         """Take up arrays that were replaced by larger ones."""
@@ -412,11 +420,12 @@ class ArrayRanker(Ranker):  # type: ignore[misc]  # river has no types
     # --- state ------------------------------------------------------------------------------------------------------
 
     def _params_json(self) -> bytes:
-        return msgspec.json.encode({"kind": type(self).__name__, **self._get_params()}, order="sorted")
+        return params_json(type(self).__name__, self._get_params())
 
     def state_arrays(self) -> dict[str, np.ndarray]:
         """Return the whole state as arrays, cut to what is used; `load_state` takes it back bit for bit."""
-        state = {f"item.{name}": array[: self.n_items].copy() for name, array in self._item_arrays.items()}
+        cut = {name: array[: self.n_items] for name, array in self._item_arrays.items()}
+        state = {f"item.{name}": array.copy() for name, array in self._packed(cut).items()}
         state |= {f"user.{name}": array[: self.n_users].copy() for name, array in self._user_arrays.items()}
         state |= {f"log.{name}": array[: self._log_size].copy() for name, array in self._log_arrays.items()}
         state |= {f"fixed.{name}": array.copy() for name, array in self._fixed_arrays.items()}
@@ -435,14 +444,7 @@ class ArrayRanker(Ranker):  # type: ignore[misc]  # river has no types
             When it was another kind of learner, had other parameters, or an array is missing or of another type or
             shape; the learner is unchanged.
         """
-        params = self._params_json()
-        found_params = arrays["params"].tobytes() if "params" in arrays else b"without settings"
-        if found_params != params:
-            raise CheckpointMismatch(
-                f"the checkpoint is of a learner {found_params.decode('utf-8', 'replace')}",
-                expected=params.decode(),
-                mend="use the settings it was made with, or a new store",
-            )
+        check_params(arrays["params"].tobytes() if "params" in arrays else b"", self._params_json())
         for name, like in self.state_arrays().items():
             found = arrays.get(name)
             kept = 0 if name.startswith("fixed.") else 1  # rows may differ in number, but for those of fixed arrays
@@ -457,10 +459,11 @@ class ArrayRanker(Ranker):  # type: ignore[misc]  # river has no types
 
     def _take(self, arrays: Mapping[str, np.ndarray]) -> None:
         ids = {kind: unpack_ids(arrays[f"{kind}.id_ends"], arrays[f"{kind}.ids"]) for kind in ("item", "user")}
+        items = self._unpacked({k.removeprefix("item."): v for k, v in arrays.items() if k.startswith("item.")})
         self._item_names = ids["item"]
         self._item_rows = {item: row for row, item in enumerate(self._item_names)}
         self._user_rows = {user: row for row, user in enumerate(ids["user"])}
-        self._item_arrays = {name: arrays[f"item.{name}"].copy() for name in self._item_arrays}
+        self._item_arrays = {name: items[name].copy() for name in self._item_arrays}
         self._user_arrays = {name: arrays[f"user.{name}"].copy() for name in self._user_arrays}
         self._log_arrays = {name: arrays[f"log.{name}"].copy() for name in self._log_arrays}
         self._fixed_arrays = {name: arrays[f"fixed.{name}"].copy() for name in self._fixed_arrays}

@@ -7,6 +7,7 @@ import numpy as np
 
 from common.errors import InvalidSetting
 from stream.learner.kernels import GOLDEN, UserRows, compiled, mix
+from stream.learner.packing import packed_places, unpacked_places
 from stream.learner.parts import Arrays, Event, Ground, Part, PartRanker, check_counts, check_rates, decay_of
 
 _PROBES = 8
@@ -142,6 +143,15 @@ class NeighboursPart(Part):
     def wire(self, items: Mapping[str, np.ndarray], fixed: Mapping[str, np.ndarray], ground: Ground) -> None:
         """Take up arrays that were replaced."""
         self._pairs, self._ground = Pairs(items["other"], items["weight"], items["scale"]), ground
+
+    def packed(self, items: Arrays) -> Arrays:
+        """Return the places that are taken, and the scales."""
+        return {**packed_places(items["other"], items["weight"]), "scale": items["scale"]}
+
+    def unpacked(self, items: Arrays) -> Arrays:
+        """Return the rows with all places."""
+        other, weight = unpacked_places(items["filled"], items["keys"], items["values"])
+        return {"other": other, "weight": weight, "scale": items["scale"]}
 
     def start_item(self, row: int, item: str) -> None:
         """Give the item the scale of one without clicks."""

@@ -52,6 +52,14 @@ class Part(ABC):
         """Return the fixed arrays as they start."""
         return {}
 
+    def packed(self, items: Arrays) -> Arrays:
+        """Return the item arrays as a checkpoint holds them; they may be smaller and bear other names."""
+        return items
+
+    def unpacked(self, items: Arrays) -> Arrays:
+        """Return what `packed` got, bit for bit."""
+        return items
+
     @abstractmethod
     def wire(self, items: Mapping[str, np.ndarray], fixed: Mapping[str, np.ndarray], ground: Ground) -> None:
         """Take up arrays that were replaced; the names are those of `item_arrays` and `fixed_arrays`."""
@@ -106,6 +114,18 @@ class PartRanker(ArrayRanker):
             prefix = f"{part.name}."
             part.wire(_under(prefix, self._item_arrays), _under(prefix, self._fixed_arrays), self._ground)
 
+    def _packed(self, items: Arrays) -> Arrays:
+        for part in self._parts:
+            own = part.packed(_under(f"{part.name}.", items))
+            items = _without(f"{part.name}.", items) | {f"{part.name}.{key}": array for key, array in own.items()}
+        return items
+
+    def _unpacked(self, items: Arrays) -> Arrays:
+        for part in self._parts:
+            own = part.unpacked(_under(f"{part.name}.", items))
+            items = _without(f"{part.name}.", items) | {f"{part.name}.{key}": array for key, array in own.items()}
+        return items
+
     def _start_item(self, row: int, item: str) -> None:
         for part in self._parts:
             part.start_item(row, item)
@@ -143,6 +163,10 @@ class PartRanker(ArrayRanker):
 
 def _under(prefix: str, arrays: Mapping[str, np.ndarray]) -> Arrays:
     return {key.removeprefix(prefix): array for key, array in arrays.items() if key.startswith(prefix)}
+
+
+def _without(prefix: str, arrays: Mapping[str, np.ndarray]) -> Arrays:
+    return {key: array for key, array in arrays.items() if not key.startswith(prefix)}
 
 
 def check_rates(rates: Mapping[str, object], *, zero_allowed: frozenset[str] = frozenset()) -> None:

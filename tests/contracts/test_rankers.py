@@ -203,6 +203,15 @@ def test_a_restored_learner_is_the_same_and_goes_on_the_same(make: Make) -> None
 
 
 @every_learner
+def test_an_item_that_nobody_liked_costs_little_in_a_checkpoint(make: Make) -> None:
+    learner = make()
+    before = sum(array.nbytes for array in learner.state_arrays().values())
+    learner.add_items([f"item {n}" for n in range(500)])
+    after = sum(array.nbytes for array in learner.state_arrays().values())
+    assert after - before < 500 * 1_024
+
+
+@every_learner
 def test_restoring_shares_no_memory(make: Make) -> None:
     arrays = learned(make, some_events(50)).state_arrays()
     kept = {name: array.copy() for name, array in arrays.items()}

@@ -125,7 +125,7 @@ def test_new_texts_carry_over_what_was_learned() -> None:
     assert {item: model.predict_one("u0 1", item) for item in ids} == before
     model.describe(*some_texts(turn=True))
     after = model.state_arrays()
-    for name in ("factors.history", "factors.factors", "factors.bias", "neighbours.weight", "counts"):
+    for name in ("factors.history", "factors.factors", "factors.bias", "neighbours.values", "counts"):
         np.testing.assert_array_equal(after[f"item.{name}"], state[f"item.{name}"], err_msg=name)
     for item in ids:
         assert model.predict_one("u0 1", item) == pytest.approx(before[item], abs=0.1)
