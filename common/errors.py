@@ -19,6 +19,7 @@ The tree::
     │   └── UpdateRejected           one reply, quarantined
     ├── StoreError                   the folder of models
     │   ├── StoreMismatch            made by another version, encoder or data set
+    │   ├── VersionExists            versions are immutable; another publisher was first
     │   ├── VersionNotFound
     │   ├── NoModel                  nothing published yet
     │   └── ArtifactCorrupt
@@ -140,6 +141,10 @@ class StoreError(AnabranchError):
 
 class StoreMismatch(StoreError):
     """The store was made by another version, encoder or data set."""
+
+
+class VersionExists(StoreError):
+    """The version is there already, perhaps by another publisher; nothing was written."""
 
 
 class VersionNotFound(StoreError):

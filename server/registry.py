@@ -1,35 +1,44 @@
-"""The folder of models: immutable versions, movable names that point at them.
+"""The store of models: immutable versions, movable names that point at them.
 
 Layout::
 
     store.json                 what the store was made for
     catalogue.jsonl            the items, one a line, in the order of all item arrays
     versions/<version>/        immutable: files and a manifest with their SHA-256s
-    pointers/<name>            one line: the version that the name stands for ("current")
+    pointers/<name>            one line: the version that the name stands for ("current", "champion", "candidate")
 
 A version is visible only once it is whole (written aside, synced, renamed), and a pointer is replaced in one step. So a
-reader, or whoever comes after a crash, finds the old state or the new one.
+reader, or whoever comes after a crash, finds the old state or the new one. So much for a local folder; how other places
+keep the same promises, and which one is weaker there, is said in `server.storage.remote`.
 """
 
-import errno
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import msgspec
 import numpy as np
 
-from common.errors import ArtifactCorrupt, InvalidSetting, NoModel, StoreError, StoreMismatch, VersionNotFound
+from common.errors import (
+    ArtifactCorrupt,
+    InvalidSetting,
+    NoModel,
+    StoreError,
+    StoreMismatch,
+    VersionExists,
+    VersionNotFound,
+)
 from common.items import Catalogue, Item
 from common.manifests import FORMAT, Manifest
-from common.store import publish_folder, read_manifest, unpack_arrays, verify_folder, write_atomic
+from common.store import unpack_arrays
+from server.storage import storage_at
+from server.storage.base import VERSIONS, Storage
+from server.storage.local import LocalStorage
 
 STORE_NAME = "store.json"
 CATALOGUE_NAME = "catalogue.jsonl"
-VERSIONS_FOLDER = "versions"
-POINTERS_FOLDER = "pointers"
 CURRENT = "current"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _SHOWN = 10
@@ -70,19 +79,19 @@ class Registry:
 
     Parameters
     ----------
-    root
-        The folder.
+    storage
+        Where it lies.
     info
         What the store was made for.
     catalogue
         The items in the order of all item arrays.
     """
 
-    def __init__(self, root: Path, info: StoreInfo, catalogue: Catalogue) -> None:
-        self.root, self.info, self.catalogue = root, info, catalogue
+    def __init__(self, storage: Storage, info: StoreInfo, catalogue: Catalogue) -> None:
+        self.storage, self.info, self.catalogue = storage, info, catalogue
 
     @classmethod
-    def create(cls, root: Path, info: StoreInfo, catalogue: Catalogue) -> "Registry":
+    def create(cls, root: Path | str, info: StoreInfo, catalogue: Catalogue) -> "Registry":
         """Make the store, or open it when it is there already and was made for the same.
 
         `created_at` and `program` may differ: they say when and by whom, not what for.
@@ -92,20 +101,25 @@ class Registry:
         StoreMismatch
             When a store of another encoder, data set or catalogue lies there, naming the difference.
         """
-        if (root / STORE_NAME).exists():
-            existing = cls.open(root)
+        storage = storage_at(root)
+        try:
+            storage.read(STORE_NAME)
+        except (FileNotFoundError, NotADirectoryError):
+            pass
+        else:
+            existing = cls.of(storage)
             _refuse_difference(existing, info, catalogue)
             return existing
         lines = b"".join(msgspec.json.encode(item) + b"\n" for item in catalogue)
         # the catalogue first: a store exists from the moment that store.json does
-        write_atomic(root / CATALOGUE_NAME, lines)
+        storage.write(CATALOGUE_NAME, lines)
         described = {**asdict(info), "catalogue_sha256": hashlib.sha256(lines).hexdigest()}
-        write_atomic(root / STORE_NAME, msgspec.json.format(msgspec.json.encode(described), indent=2) + b"\n")
-        return cls(root, info, catalogue)
+        storage.write(STORE_NAME, msgspec.json.format(msgspec.json.encode(described), indent=2) + b"\n")
+        return cls(storage, info, catalogue)
 
     @classmethod
-    def open(cls, root: Path) -> "Registry":
-        """Open an existing store.
+    def open(cls, root: Path | str) -> "Registry":
+        """Open an existing store: a folder, or an address like ``s3://bucket/prefix``.
 
         Raises
         ------
@@ -116,8 +130,34 @@ class Registry:
         ArtifactCorrupt
             When store.json or the catalogue is damaged.
         """
-        info, catalogue_sha256 = _read_info(root)
-        return cls(root, info, _read_catalogue(root / CATALOGUE_NAME, catalogue_sha256))
+        return cls.of(storage_at(root))
+
+    @classmethod
+    def of(cls, storage: Storage) -> "Registry":
+        """Open the store that lies in a storage; errors as for `open`."""
+        info, catalogue_sha256 = _read_info(storage)
+        return cls(storage, info, _read_catalogue(storage, catalogue_sha256))
+
+    @property
+    def address(self) -> str:
+        """What a person would type to name the store."""
+        return self.storage.address
+
+    @property
+    def root(self) -> Path:
+        """The folder of a local store.
+
+        Raises
+        ------
+        StoreError
+            When the store is remote.
+        """
+        return self._local().root
+
+    def _local(self) -> LocalStorage:
+        if isinstance(self.storage, LocalStorage):
+            return self.storage
+        raise StoreError(f"the store {self.address} is remote", expected="a local folder, which is needed here")
 
     def publish(self, files: Mapping[str, bytes], manifest: Manifest) -> Manifest:
         """Write `manifest.version` as an immutable folder; no pointer moves.
@@ -138,10 +178,10 @@ class Registry:
         ------
         StoreMismatch
             When it was made with another base encoder than the store's.
-        StoreError
+        VersionExists
             When the version exists: of two publishers of one version the first wins, whole.
         """
-        target = self.root / VERSIONS_FOLDER / _checked_name("version", manifest.version)
+        _checked_name("version", manifest.version)
         if manifest.base_sha256 != self.info.encoder_sha256:
             raise StoreMismatch(
                 f"version {manifest.version!r} was made with encoder {manifest.base_encoder!r} "
@@ -151,12 +191,10 @@ class Registry:
                 mend="use another --store for another encoder",
             )
         try:
-            return publish_folder(target, files, manifest)
-        except OSError as error:
-            if not isinstance(error, FileExistsError) and error.errno != errno.ENOTEMPTY:
-                raise
-            raise StoreError(
-                f"version {manifest.version!r} of {self.root} exists already",
+            return self.storage.publish(manifest.version, files, manifest)
+        except FileExistsError as error:
+            raise VersionExists(
+                f"version {manifest.version!r} of {self.address} exists already",
                 expected="a new version name",
                 consequence="versions are immutable, so nothing was written",
                 mend="stop the other process that publishes to this store",
@@ -164,7 +202,7 @@ class Registry:
 
     def names(self) -> tuple[str, ...]:
         """Return the names of all whole versions, sorted; nothing is read."""
-        return tuple(folder.name for folder in self._version_folders())
+        return tuple(name for name in self.storage.versions() if _NAME.fullmatch(name))
 
     def versions(self) -> tuple[Manifest, ...]:
         """Return the manifests of all whole versions, oldest first.
@@ -174,53 +212,71 @@ class Registry:
         ArtifactCorrupt
             When a manifest cannot be read.
         """
-        manifests = [read_manifest(folder) for folder in self._version_folders()]
+        manifests = [self.storage.manifest(name) for name in self.names()]
         return tuple(sorted(manifests, key=lambda manifest: (manifest.created_at, manifest.version)))
 
-    def manifest(self, version: str) -> Manifest:
-        """Return a version's manifest.
-
-        Parameters
-        ----------
-        version
-            A version, or the name of a pointer ("current").
+    def resolve(self, version: str) -> str:
+        """Return the version's name, given that or the name of a pointer.
 
         Raises
         ------
         VersionNotFound
             When there is none, naming those that exist.
         """
-        return read_manifest(self.folder(version))
+        if _NAME.fullmatch(version):
+            if self.storage.has(version):
+                return version
+            target = self.pointer(version)
+            if target is not None and _NAME.fullmatch(target) and self.storage.has(target):
+                return target
+        raise VersionNotFound(f"no version {version!r} in {self.address}", expected=self._known())
+
+    def manifest(self, version: str) -> Manifest:
+        """Return the manifest of a version or pointer name.
+
+        Raises
+        ------
+        VersionNotFound
+            When there is none, naming those that exist.
+        ArtifactCorrupt
+            When it cannot be read, or was changed since it was published.
+        """
+        name = self.resolve(version)
+        manifest = self.storage.manifest(name)
+        if manifest.version != name:
+            raise ArtifactCorrupt(
+                f"version {name!r} of {self.address} holds the manifest of {manifest.version!r}",
+                expected="its own",
+                consequence="it is not used",
+                mend="roll back to another version",
+            )
+        return manifest
 
     def folder(self, version: str) -> Path:
-        """Return the folder of a version or pointer name; errors as for `manifest`."""
-        versions = self.root / VERSIONS_FOLDER
-        if _NAME.fullmatch(version):
-            if (versions / version).is_dir():
-                return versions / version
-            target = self.pointer(version)
-            if target is not None and _NAME.fullmatch(target) and (versions / target).is_dir():
-                return versions / target
-        raise VersionNotFound(f"no version {version!r} in {self.root}", expected=self._known())
+        """Return where a version of a local store lies; errors as for `resolve` and `root`."""
+        return self._local().folder(self.resolve(version))
 
-    def arrays(self, version: str, file: str) -> dict[str, np.ndarray]:
-        """Read one safetensors file of a version.
+    def read(self, version: str, file: str) -> bytes:
+        """Return one file of a version or pointer name.
 
         Raises
         ------
         ArtifactCorrupt
-            When it is missing, or its SHA-256 or a tensor is not what the manifest says.
+            When it is missing, or its SHA-256 is not what the manifest says.
         """
-        folder = self.folder(version)
-        expected = read_manifest(folder).files.get(file)
-        path = folder / file
+        manifest = self.manifest(version)
+        expected = manifest.files.get(file)
+        path = f"{self.address}/{VERSIONS}/{manifest.version}/{file}"
         if expected is None:
             raise ArtifactCorrupt(f"{path} is not in the manifest", expected=f"a version with {file}")
         try:
-            raw = path.read_bytes()
+            raw = self.storage.read_file(manifest.version, file)
         except OSError as error:
             raise ArtifactCorrupt(
-                f"{path} cannot be read: {error.strerror}", mend="roll back to another version"
+                f"{path} cannot be read: {error.strerror or error}",
+                expected=f"a file with SHA-256 {expected}",
+                consequence="the version is not used",
+                mend="roll back to another version",
             ) from error
         found = hashlib.sha256(raw).hexdigest()
         if found != expected:
@@ -230,17 +286,26 @@ class Registry:
                 consequence="the version is not used",
                 mend="roll back to another version",
             )
-        return unpack_arrays(raw, str(path))
+        return raw
+
+    def arrays(self, version: str, file: str) -> dict[str, np.ndarray]:
+        """Read one safetensors file of a version.
+
+        Raises
+        ------
+        ArtifactCorrupt
+            When it is missing, or its SHA-256 or a tensor is not what the manifest says.
+        """
+        return unpack_arrays(self.read(version, file), f"{self.address}/{VERSIONS}/{version}/{file}")
+
+    def pointers(self) -> dict[str, str]:
+        """Return each name that is set, and the version that it stands for."""
+        targets = {name: self.pointer(name) for name in self.storage.pointers() if _NAME.fullmatch(name)}
+        return {name: target for name, target in targets.items() if target is not None}
 
     def pointer(self, name: str) -> str | None:
         """Return the version that the name points at, or None when the name is not set."""
-        path = self.root / POINTERS_FOLDER / _checked_name("pointer", name)
-        try:
-            return path.read_text(encoding="utf-8").strip()
-        except FileNotFoundError:
-            return None
-        except (OSError, UnicodeDecodeError) as error:
-            raise ArtifactCorrupt(f"pointer {path} cannot be read: {error}", mend="anabranch model promote") from error
+        return self.storage.pointer(_checked_name("pointer", name))
 
     def point(self, name: str, version: str) -> None:
         """Let the name stand for the version, in one step.
@@ -250,14 +315,13 @@ class Registry:
         VersionNotFound
             When there is no such version; the pointer stays where it was.
         """
-        path = self.root / POINTERS_FOLDER / _checked_name("pointer", name)
-        if not (_NAME.fullmatch(version) and (self.root / VERSIONS_FOLDER / version).is_dir()):
+        _checked_name("pointer", name)
+        if not (_NAME.fullmatch(version) and self.storage.point(name, version)):
             raise VersionNotFound(
-                f"no version {version!r} in {self.root}",
+                f"no version {version!r} in {self.address}",
                 expected=self._known(),
                 consequence=f"{name!r} stays at {self.pointer(name) or 'nothing'}",
             )
-        write_atomic(path, version.encode() + b"\n")
 
     def current(self) -> Manifest:
         """Return the manifest that `current` points at.
@@ -269,9 +333,9 @@ class Registry:
         """
         if self.pointer(CURRENT) is None:
             raise NoModel(
-                f"{self.root} holds no current model",
+                f"{self.address} holds no current model",
                 expected="a published version",
-                mend=f"anabranch simulate --store {self.root}",
+                mend=f"anabranch simulate --store {self.address}",
             )
         return self.manifest(CURRENT)
 
@@ -283,13 +347,10 @@ class Registry:
         ArtifactCorrupt
             When a file is missing or differs, naming it.
         """
-        return verify_folder(self.folder(version))
-
-    def _version_folders(self) -> Iterator[Path]:
-        folder = self.root / VERSIONS_FOLDER
-        if folder.is_dir():
-            # a name with a leading dot is what a publisher that died left behind
-            yield from (path for path in sorted(folder.iterdir()) if path.is_dir() and _NAME.fullmatch(path.name))
+        manifest = self.manifest(version)
+        for file in manifest.files:
+            self.read(manifest.version, file)
+        return manifest
 
     def _known(self) -> str:
         names = self.names()
@@ -307,15 +368,15 @@ def _checked_name(kind: str, name: str) -> str:
     return name
 
 
-def _read_info(root: Path) -> tuple[StoreInfo, str]:
-    path = root / STORE_NAME
+def _read_info(storage: Storage) -> tuple[StoreInfo, str]:
+    path = f"{storage.address}/{STORE_NAME}"
     try:
-        raw = path.read_bytes()
+        raw = storage.read(STORE_NAME)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise NoModel(
-            f"{root} is no model store",
+            f"{storage.address} is no model store",
             expected=f"a folder with {STORE_NAME}",
-            mend=f"anabranch demo, or anabranch simulate --store {root}, makes one",
+            mend=f"anabranch demo, or anabranch simulate --store {storage.address}, makes one",
         ) from error
     except OSError as error:
         raise StoreError(f"{path} cannot be read: {error.strerror}", mend="check the folder's permissions") from error
@@ -323,7 +384,7 @@ def _read_info(root: Path) -> tuple[StoreInfo, str]:
         found = msgspec.json.decode(raw, type=dict[str, object])
         if found.get("format") != FORMAT:
             raise StoreMismatch(
-                f"{root} has store format {found.get('format')!r}",
+                f"{storage.address} has store format {found.get('format')!r}",
                 expected=f"format {FORMAT}",
                 mend="use the program version that made it, or another --store",
             )
@@ -332,9 +393,10 @@ def _read_info(root: Path) -> tuple[StoreInfo, str]:
         raise ArtifactCorrupt(f"{path} does not describe a store: {error}", mend="restore it from a copy") from error
 
 
-def _read_catalogue(path: Path, expected_sha256: str) -> Catalogue:
+def _read_catalogue(storage: Storage, expected_sha256: str) -> Catalogue:
+    path = f"{storage.address}/{CATALOGUE_NAME}"
     try:
-        raw = path.read_bytes()
+        raw = storage.read(CATALOGUE_NAME)
     except OSError as error:
         raise ArtifactCorrupt(f"{path} cannot be read: {error.strerror}", mend="restore it from a copy") from error
     found = hashlib.sha256(raw).hexdigest()
@@ -363,7 +425,7 @@ def _refuse_difference(existing: Registry, info: StoreInfo, catalogue: Catalogue
     for name, old, new in pairs:
         if old != new:
             raise StoreMismatch(
-                f"the store {existing.root} was made for {name} {old!r}",
+                f"the store {existing.address} was made for {name} {old!r}",
                 expected=f"{name} {new!r}",
                 consequence="nothing was changed",
                 mend="give another --store, or the settings that it was made with",
