@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 
+from anabranch.item_texts import item_texts
 from anabranch.recommender import lazy_queries
 from anabranch.simulation import Simulation, SimulationResult, SimulationSettings
 from common.clock import Clock, wall_clock
@@ -25,7 +26,8 @@ from server.serving.run import serve_in_thread
 from stream.broker import EmbeddedBroker
 from stream.checkpoint import CheckpointStore
 from stream.consumer import LearnReport, StreamWorker, WorkerSettings
-from stream.learner.mf import MF
+from stream.kafka_log import KafkaLog
+from stream.learner.blend import Blend
 from stream.producer import ProduceReport, produce
 
 Note = Callable[[str], None]
@@ -182,7 +184,7 @@ def _stream_through(
         sending = pool.submit(
             produce,
             events,
-            servers=servers,
+            log=KafkaLog(servers),
             topic=TOPIC,
             partitions=1,
             start_at=min(known, len(events)),
@@ -199,8 +201,9 @@ def _stream_through(
                     # the embedded broker forgets its topics when it stops; what was learned from them stays
                     on_new_topic="continue",
                 ),
-                MF(),
+                Blend(),
                 items=dataset.catalogue.ids,
+                texts=item_texts(store),
                 stopping=lambda: _failed(sending),
                 notice=note,
                 progress=progress,

@@ -125,8 +125,8 @@ class CheckpointStore:
 
     def write(
         self, sequence: int, arrays: Mapping[str, np.ndarray], details: Mapping[str, Any], created_at: int
-    ) -> None:
-        """Publish one checkpoint, then delete the oldest beyond `keep`."""
+    ) -> int:
+        """Publish one checkpoint, then delete the oldest beyond `keep`; return the bytes of the state."""
         packed = pack_arrays(arrays)
         manifest = Manifest(
             kind=KIND,
@@ -138,6 +138,7 @@ class CheckpointStore:
         )
         publish_folder(self.folder / sequence_name(sequence), {STATE_NAME: packed}, manifest)
         keep_newest(self.folder, self._keep)
+        return len(packed)
 
     def next_sequence(self) -> int:
         """Return a number above all that were ever used here, those set aside and the snapshots included."""

@@ -1,6 +1,6 @@
 """The stream worker: polls bytes, learns from each record, and checkpoints state and offsets in one write.
 
-A checkpoint is these steps, in this order:
+A checkpoint is these steps, in this order, once the topic was looked up and is still the one that was read:
 
 1. Dead letters are flushed: each is acknowledged before its offset is stored.
 2. State, counters, recent ids, drift detector and offsets are written as one artifact (`stream.checkpoint`).
@@ -13,37 +13,32 @@ count of events, by idleness, or when it is told to.
 """
 
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
-from typing import Any
-
-from kafka import KafkaConsumer, OffsetAndMetadata, TopicPartition
-from kafka.errors import KafkaError, OffsetOutOfRangeError
+from collections.abc import Callable, Sequence
 
 from common.clock import Clock, wall_clock
-from common.errors import BrokerUnavailable, CheckpointMismatch, OffsetLost, StoreMismatch
+from common.errors import BrokerUnavailable, CheckpointMismatch, OffsetLost, StoreMismatch, StreamError
 from common.events import decode_event
 from common.progress import Progress, silent
+from stream.breaker import HOLD_S, Breaker
 from stream.checkpoint import CheckpointStore
-from stream.deadletter import DeadLetter, DeadLetters
-from stream.learner.mf import MF
+from stream.deadletter import FLUSH_WITHIN_S, DeadLetter, DeadLetters, attempts_of
+from stream.kafka_log import KafkaLog
+from stream.learner.blend import Blend
+from stream.meter import Meter, Unwatched
 from stream.settings import LearnReport, WorkerSettings
 from stream.snapshot import publish_snapshot
+from stream.source import Log, Record, Source, TopicInfo
 from stream.state import Decoder, ItemTexts, Served, StreamState
-from stream.topics import (
-    ANSWER_WITHIN_MS,
-    TopicInfo,
-    admin_client,
-    await_topic,
-    broker_answers,
-    describe,
-)
 
 __all__ = ["LearnReport", "StreamWorker", "WorkerSettings"]
 
-_POLL_MS = 200
+_POLL_S = 0.2
 _LOOK_AGAIN_S = 10.0
 """A silent topic is looked up this often: a broker that was replaced answers polls with nothing, for ever."""
+_LETTER_BYTES = 16 * 1024 * 1024
+"""Dead letters of this size are stored and sent, however few records that took."""
+_LEAVE_WITHIN_S = 4.0
+"""How long the last dead letters may take when the worker is told to stop; supervisors kill after 10 s."""
 
 
 class StreamWorker:
@@ -54,7 +49,9 @@ class StreamWorker:
     settings
         What to do.
     learner
-        Fresh; taken over from the checkpoint when there is one.
+        Fresh; taken over from the checkpoint when there is one. None is a `Blend` as it comes.
+    log
+        Where the topic is; None is Kafka at the address of the settings.
     items
         Candidates from the start (a catalogue's ids).
     texts
@@ -69,6 +66,8 @@ class StreamWorker:
         Told how far it is.
     clock
         Dates checkpoints.
+    meter
+        Watches.
     """
 
     def __init__(
@@ -76,6 +75,7 @@ class StreamWorker:
         settings: WorkerSettings,
         learner: Served | None = None,
         *,
+        log: Log | None = None,
         items: tuple[str, ...] = (),
         texts: ItemTexts | None = None,
         decode: Decoder = decode_event,
@@ -83,19 +83,25 @@ class StreamWorker:
         notice: Callable[[str], None] = lambda _: None,
         progress: Progress = silent,
         clock: Clock = wall_clock,
+        meter: Meter | None = None,
     ) -> None:
         self.settings = settings
         self.state = StreamState(
-            learner or MF(),
+            learner or Blend(),
             every=settings.evaluate_every,
             dedup_window=settings.dedup_window,
             decode=decode,
         )
+        self._log: Log = log or KafkaLog(settings.servers, settings.security)
         self._items, self._texts = items, texts
         self._stopping, self._notice, self._progress, self._clock = stopping, notice, progress, clock
+        self._meter: Meter = meter or Unwatched()
         self._checkpoints = CheckpointStore(settings.store, settings.keep)
+        self._breaker = Breaker(settings.bad_share, settings.bad_window)
         self._changed = False  # whether there is anything that the last checkpoint lacks
+        self._assigned = 0
         self._stored_events = 0
+        self._stored_offsets = "the beginning"
         self._stored_at = 0.0
         self._last_record = 0.0
         self._sequence = 0
@@ -113,6 +119,8 @@ class StreamWorker:
             When the checkpoint belongs to another topic or to other settings.
         OffsetLost
             When the broker no longer has the next record and the policy is to fail.
+        TooManyBadRecords
+            When more of a window of records cannot be read than the settings allow; its offsets are not stored.
         StoreError
             When the store cannot be used.
         StreamError
@@ -123,18 +131,19 @@ class StreamWorker:
         with self._checkpoints.lock():
             self._restore()
             resumed_from = self.state.events
-            info = await_topic(settings.servers, settings.topic, settings.topic_wait_s)
+            info = self._log.await_topic(settings.topic, settings.topic_wait_s)
             self._identify(info)
-            letters = DeadLetters(settings.servers, settings.topic)
-            consumer = self._connect()
+            letters = DeadLetters(self._log, settings.topic)
+            source = self._log.source(settings.topic, settings.group)
             try:
-                self._assign(consumer, info)
-                self._consume(consumer, letters)
-                self._checkpoint(consumer, letters)
-                self._commit(consumer, wait=True)
+                self._assign(source, info)
+                self._consume(source, letters)
+                if not self._checkpoint(source, letters):
+                    self._checkpoint(source, letters)
+                source.commit(self._offsets(), wait=True)
             finally:
                 letters.close()
-                consumer.close(timeout_ms=2000)
+                source.close()
         return self._report(resumed_from, time.monotonic() - started)
 
     # --- starting ---------------------------------------------------------------------------------------------------
@@ -146,6 +155,7 @@ class StreamWorker:
             for line in self.state.restore(found.arrays, found.details):
                 self._notice(line)
             self._stored_events = self.state.events
+            self._stored_offsets = self._shown_offsets()
         known = self.state.learner.n_items
         self.state.add_items(self._items)
         described = self._texts is not None and self.state.describe(self._texts)
@@ -158,9 +168,9 @@ class StreamWorker:
         if known is not None and known != info.identity:
             if self.settings.on_new_topic == "fail":
                 raise CheckpointMismatch(
-                    f"topic {info.name!r} at {self.settings.servers} has identity {info.identity or 'unknown'}",
+                    f"topic {info.name!r} at {self._log.address} has identity {info.identity or 'unknown'}",
                     expected=f"{known or 'unknown'}, which the checkpoint was made from",
-                    consequence="its stored offsets mean nothing here; nothing was read",
+                    consequence="its stored offsets mean nothing here; what was read since then is not stored",
                     mend="--on-new-topic continue keeps what was learned and reads the new topic from its beginning",
                 )
             self._notice(
@@ -178,71 +188,65 @@ class StreamWorker:
             )
         self.state.topic_ids[info.name] = info.identity
 
-    def _connect(self) -> KafkaConsumer:
-        with broker_answers(self.settings.servers):
-            return KafkaConsumer(
-                bootstrap_servers=self.settings.servers,
-                bootstrap_timeout_ms=ANSWER_WITHIN_MS,
-                client_id="anabranch-worker",
-                group_id=self.settings.group,
-                enable_auto_commit=False,
-                auto_offset_reset="none",
-                allow_auto_create_topics=False,
-                isolation_level="read_committed",
-                max_poll_records=5000,
-                max_partition_fetch_bytes=4 * 1024 * 1024,
-                metadata_max_age_ms=30_000,
-            )
-
-    def _assign(self, consumer: KafkaConsumer, info: TopicInfo) -> None:
+    def _assign(self, source: Source, info: TopicInfo) -> None:
         """Read all partitions, each from its stored offset, a new one from its beginning."""
-        parts = [TopicPartition(info.name, number) for number in info.partitions]
-        consumer.assign(parts)
-        stored = self.state.offsets.get(info.name, {})
-        for part in parts:
-            if part.partition in stored:
-                consumer.seek(part, stored[part.partition])
-            else:
-                consumer.seek_to_beginning(part)
+        stored = self._offsets()
+        source.assign({number: stored.get(number) for number in info.partitions})
+        self._assigned = len(info.partitions)
+        self._meter.assigned(self._assigned)
+
+    def _offsets(self) -> dict[int, int]:
+        return self.state.offsets.get(self.settings.topic, {})
+
+    def _shown_offsets(self) -> str:
+        shown = ", ".join(f"partition {number} offset {offset}" for number, offset in sorted(self._offsets().items()))
+        return shown or "the beginning"
 
     # --- reading ----------------------------------------------------------------------------------------------------
 
-    def _consume(self, consumer: KafkaConsumer, letters: DeadLetters) -> None:
+    def _consume(self, source: Source, letters: DeadLetters) -> None:
         looked = time.monotonic()
         while not self._enough():
             try:
-                polled = consumer.poll(timeout_ms=_POLL_MS)
-            except OffsetOutOfRangeError as error:
-                self._checkpoint(consumer, letters)
-                self._lost(consumer, error)
+                records = source.poll(_POLL_S)
+            except OffsetLost as error:
+                if self._checkpoint(source, letters):
+                    self._lost(source, error)
                 continue
-            except KafkaError as error:
-                self._checkpoint(consumer, letters)
-                raise BrokerUnavailable(f"reading {self.settings.topic} failed: {error}") from error
-            if polled:
-                self._apply(consumer, letters, polled)
+            except BrokerUnavailable:
+                self._checkpoint(source, letters)
+                raise
+            if records:
+                self._apply(source, letters, records)
                 self._last_record = looked = time.monotonic()
+                ends, offsets = source.ends(), self._offsets()
+                self._meter.polled({part: max(0, end - offsets.get(part, 0)) for part, end in ends.items()})
             elif self._idle() or time.monotonic() - looked > _LOOK_AGAIN_S:
-                self._look_again(consumer, letters)
+                self._look_again(source, letters)
                 if self._idle():
                     return
                 looked = time.monotonic()
-            if self._checkpoint_due():
-                self._checkpoint(consumer, letters)
+            if self._checkpoint_due(letters):
+                self._checkpoint(source, letters)
 
-    def _apply(self, consumer: KafkaConsumer, letters: DeadLetters, polled: Mapping[TopicPartition, Any]) -> None:
-        """Apply a batch, partition after partition, and stop within it when there is enough."""
-        for part in sorted(polled):
-            for record in polled[part]:
-                if self._enough():
-                    return
-                outcome = self.state.apply(part.topic, part.partition, record.offset, record.value)
-                self._changed = True
-                if outcome.kind == "dead":
-                    place = (part.topic, part.partition, record.offset)
-                    letters.send(DeadLetter(*place, record.key, record.value, outcome.error, outcome.reason))
-                if self._checkpoint_due():
-                    self._checkpoint(consumer, letters)
+    def _apply(self, source: Source, letters: DeadLetters, records: Sequence[Record]) -> None:
+        """Apply a batch in its order, and stop within it when there is enough."""
+        for record in records:
+            if self._enough():
+                return
+            began = time.perf_counter()
+            outcome = self.state.apply(record.topic, record.partition, record.offset, record.value)
+            self._meter.applied(outcome, time.perf_counter() - began)
+            self._changed = True
+            self._breaker.count(outcome)
+            if outcome.kind == "dead":
+                if self._breaker.tripped:
+                    raise self._breaker.refusal(self.settings.topic, self._stored_offsets)
+                place, tried = (record.topic, record.partition, record.offset), attempts_of(record.headers)
+                letters.add(DeadLetter(*place, record.key, record.value, outcome.error, outcome.reason, tried))
+            if self._checkpoint_due(letters) and not self._checkpoint(source, letters):
+                return  # the rest of the batch is of a topic that is no more
+        self._meter.alarms(self.state.progressive.drift_alarms)
         self._progress("learning", self.state.events, self.settings.until_events or 0)
 
     def _enough(self) -> bool:
@@ -253,85 +257,112 @@ class StreamWorker:
         timeout = self.settings.idle_timeout_s
         return timeout is not None and time.monotonic() - self._last_record > timeout
 
-    def _look_again(self, consumer: KafkaConsumer, letters: DeadLetters) -> None:
+    def _look_again(self, source: Source, letters: DeadLetters) -> None:
         """Look up a silent topic: the broker may be gone, the topic be another, or have more partitions."""
         try:
-            with admin_client(self.settings.servers) as client:
-                info = describe(client, self.settings.topic)
+            info = source.topic()
         except BrokerUnavailable:
-            self._checkpoint(consumer, letters)
+            self._checkpoint(source, letters)
             raise
         if info is None:  # deleted: perhaps it is made again
             return
-        another = info.identity != self.state.topic_ids[info.name]
-        if another:
-            self._checkpoint(consumer, letters)
-            self._identify(info)
-            self._last_record = time.monotonic()
-        if another or len(info.partitions) != len(consumer.assignment()):
-            self._assign(consumer, info)
+        if info.identity != self.state.topic_ids[info.name]:
+            self._another(source, info)
+        elif len(info.partitions) != self._assigned:
+            self._assign(source, info)
 
-    def _lost(self, consumer: KafkaConsumer, error: OffsetOutOfRangeError) -> None:
+    def _another(self, source: Source, info: TopicInfo) -> None:
+        """Go over to a topic that took the place of the one that was read, or refuse to."""
+        self._identify(info)
+        self._assign(source, info)
+        self._last_record = time.monotonic()
+
+    def _lost(self, source: Source, error: OffsetLost) -> None:
         """Act by the policy when the broker no longer has the next record."""
-        parts = (
-            sorted(error.args[0]) if error.args and isinstance(error.args[0], dict) else sorted(consumer.assignment())
-        )
-        lost = {part.partition: consumer.position(part) for part in parts}
-        begin, end = consumer.beginning_offsets(parts), consumer.end_offsets(parts)
+        info = source.topic()
+        if info is not None and info.identity != self.state.topic_ids[info.name]:
+            self._another(source, info)
+            return
+        bounds = source.bounds(error.positions)
         shown = ", ".join(
-            f"partition {part.partition} offset {lost[part.partition]} (it has {begin[part]} to {end[part]})"
-            for part in parts
+            f"partition {part} offset {offset} (it has {bounds[part][0]} to {bounds[part][1]})"
+            for part, offset in sorted(error.positions.items())
         )
+        cut = any(offset > bounds[part][1] for part, offset in error.positions.items())
         if self.settings.on_lost_offset == "fail":
             raise OffsetLost(
                 f"the broker no longer has {self.settings.topic}: {shown}",
-                consequence="nothing further was learned",
+                positions=error.positions,
+                consequence=f"{'the log was cut; ' if cut else ''}nothing further was learned",
                 mend="--on-lost-offset earliest goes on with the oldest record it has, latest with the next new one",
-            )
-        target = begin if self.settings.on_lost_offset == "earliest" else end
+            ) from error
         self._notice(f"lost offset of {self.settings.topic}: {shown}; going on from the {self.settings.on_lost_offset}")
-        for part in parts:
-            consumer.seek(part, target[part])
-            self.state.offsets.setdefault(part.topic, {})[part.partition] = int(target[part])
+        for part in sorted(error.positions):
+            begin, end = bounds[part]
+            target = self._resume_at(error.positions[part], begin, end)
+            source.seek(part, target)
+            self.state.offsets.setdefault(self.settings.topic, {})[part] = target
         self._changed = True
+
+    def _resume_at(self, wanted: int, begin: int, end: int) -> int:
+        """Return where to read on: a log that was cut is read again only as far as repeats are told by their ids."""
+        if self.settings.on_lost_offset == "latest":
+            return end
+        return max(begin, end - self.settings.dedup_window) if wanted > end else begin
 
     # --- storing ----------------------------------------------------------------------------------------------------
 
-    def _checkpoint_due(self) -> bool:
+    def _checkpoint_due(self, letters: DeadLetters) -> bool:
         fresh = self.state.events - self._stored_events
         if fresh <= 0:
             return False
-        if fresh >= self.settings.checkpoint_events:
-            return True
-        return time.monotonic() - self._stored_at >= self.settings.checkpoint_seconds
+        age = time.monotonic() - self._stored_at
+        if self._breaker.suspects and age < HOLD_S + self.settings.checkpoint_seconds:
+            return False
+        full = fresh >= self.settings.checkpoint_events or letters.size >= _LETTER_BYTES
+        return full or age >= self.settings.checkpoint_seconds
 
-    def _checkpoint(self, consumer: KafkaConsumer, letters: DeadLetters) -> None:
-        """Store everything; the numbers are those of the module's text."""
+    def _checkpoint(self, source: Source, letters: DeadLetters) -> bool:
+        """Store everything; the numbers are those of the module's text. Return False when the topic is another now."""
         state = self.state
         if not self._changed:
-            return
-        letters.flush()  # 1
+            return True
+        if not self._same_topic(source, letters):
+            return False
+        began = time.monotonic()
+        letters.flush(_LEAVE_WITHIN_S if self._stopping() else FLUSH_WITHIN_S)  # 1
         now = self._clock()
-        self._checkpoints.write(self._sequence, state.arrays(), state.details(), now)  # 2
+        size = self._checkpoints.write(self._sequence, state.arrays(), state.details(), now)  # 2
         snapshot = state.learner.snapshot(state.json_offsets)
         publish_snapshot(self.settings.store, snapshot, self._sequence, now, self.settings.keep)  # 3
-        self._commit(consumer)  # 4
+        source.commit(self._offsets())  # 4
         self._sequence += 1
         self._stored_events, self._stored_at, self._changed = state.events, time.monotonic(), False
+        self._stored_offsets = self._shown_offsets()
+        self._breaker.begin()
+        self._meter.checkpointed(self._stored_at - began, size)
+        return True
 
-    def _commit(self, consumer: KafkaConsumer, *, wait: bool = False) -> None:
-        offsets = {
-            TopicPartition(self.settings.topic, part): OffsetAndMetadata(offset, "", -1)
-            for part, offset in self.state.offsets.get(self.settings.topic, {}).items()
-        }
-        if not offsets:
-            return
-        # a commit that fails shows on dashboards only
-        if wait:
-            with suppress(KafkaError):
-                consumer.commit(offsets, timeout_ms=2000)
-        else:
-            consumer.commit_async(offsets, callback=lambda *_: None)
+    def _same_topic(self, source: Source, letters: DeadLetters) -> bool:
+        """Tell whether the topic is still the one that was read; offsets of another must not be stored.
+
+        A broker that does not answer proves nothing, and what was read before is stored, unless letters would have to
+        be sent. The next start compares the identities again.
+        """
+        try:
+            info = source.topic()
+        except BrokerUnavailable as error:
+            if len(letters):
+                raise StreamError(
+                    f"{len(letters)} dead letters cannot be sent: {error}",
+                    consequence="nothing since the last checkpoint is stored, its records are read again",
+                    mend="start again when the broker answers",
+                ) from error
+            return True
+        if info is None or info.identity == self.state.topic_ids[info.name]:
+            return True
+        self._another(source, info)
+        return False
 
     def _report(self, resumed_from: int, seconds: float) -> LearnReport:
         state = self.state

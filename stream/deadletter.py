@@ -1,21 +1,35 @@
 """Records that cannot be used go to `<topic>.dead`, with where they came from and why; nothing is dropped.
 
-Delivery is at least once: a worker that was killed sends again what it sent since its last checkpoint. The headers
-`source.topic`, `source.partition` and `source.offset` together name a record, so a reader can tell a second copy.
+Letters wait here until the next checkpoint, whose first step sends them: a worker that is killed, or whose breaker
+trips, has sent none of the records that it will read again. One that is killed between the first step and the second
+sends them once more. The headers `source.topic`, `source.partition` and `source.offset` together name a record, so a
+reader can tell a second copy; `stream.replay` does.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from kafka import KafkaProducer
-from kafka.errors import KafkaError
-from kafka.producer.future import FutureRecordMetadata
-
 from common.errors import StreamError
-from stream.topics import ANSWER_WITHIN_MS, broker_answers, dead_topic, ensure_topic
+from common.events import SCHEMA_VERSION
+from stream.source import Delivery, Headers, Log, Sink
+from stream.topics import dead_topic
 
-_FLUSH_WITHIN_S = 30.0
+ATTEMPTS = "attempts"
+"""Header: how often the record was tried, this time included; a record without it is tried for the first time."""
+FLUSH_WITHIN_S = 30.0
 _REASON_LIMIT = 1000
 """Characters of the reason; a record's own text may be in it, and headers count towards the record's size."""
+
+
+def attempts_of(headers: Headers) -> int:
+    """Return which attempt at a record this is: 1 for one that nobody has sent again.
+
+    A header that is no number, or far from one, counts as 1: it came from somebody else.
+    """
+    for name, value in headers:
+        if name == ATTEMPTS and value.isdigit() and len(value) < 7:
+            return max(1, int(value))
+    return 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +46,8 @@ class DeadLetter:
         The name of the error's class.
     reason
         One line.
+    attempts
+        Which attempt failed.
     """
 
     topic: str
@@ -41,82 +57,82 @@ class DeadLetter:
     value: bytes | None
     error: str
     reason: str
+    attempts: int = 1
 
     def headers(self) -> list[tuple[str, bytes]]:
         """Return the headers of the record on the dead-letter topic."""
-        texts = {
+        texts: Mapping[str, str] = {
             "source.topic": self.topic,
             "source.partition": str(self.partition),
             "source.offset": str(self.offset),
             "error": self.error,
             "reason": self.reason[:_REASON_LIMIT],
+            "schema.version": str(SCHEMA_VERSION),
+            ATTEMPTS: str(self.attempts),
         }
         return [(name, text.encode("utf-8", "replace")) for name, text in texts.items()]
 
 
 class DeadLetters:
-    """Sends dead letters; the topic and the producer are made when the first one comes.
+    """Holds dead letters and sends them; the topic and the writer are made when the first ones are sent.
 
     Parameters
     ----------
-    servers
-        Bootstrap servers.
+    log
+        Where they go.
     topic
         The topic whose records go dead.
     """
 
-    def __init__(self, servers: str, topic: str) -> None:
-        self._servers = servers
+    def __init__(self, log: Log, topic: str) -> None:
+        self._log = log
         self._topic = dead_topic(topic)
-        self._producer: KafkaProducer | None = None
-        self._pending: list[FutureRecordMetadata] = []
+        self._sink: Sink | None = None
+        self._waiting: list[DeadLetter] = []
+        self.size = 0
 
-    def send(self, letter: DeadLetter) -> None:
-        """Hand one letter to the producer; `flush` makes sure that it arrived."""
-        if self._producer is None:
-            self._producer = self._connect()
-        # a record without a value would be a deletion on a compacted topic
-        value = b"" if letter.value is None else letter.value
-        with broker_answers(self._servers):
-            self._pending.append(
-                self._producer.send(self._topic, value=value, key=letter.key, headers=letter.headers(), partition=0)
-            )
+    def __len__(self) -> int:
+        return len(self._waiting)
 
-    def _connect(self) -> KafkaProducer:
-        ensure_topic(self._servers, self._topic, 1)
-        with broker_answers(self._servers):
-            return KafkaProducer(
-                bootstrap_servers=self._servers,
-                bootstrap_timeout_ms=ANSWER_WITHIN_MS,
-                max_block_ms=ANSWER_WITHIN_MS,
-                client_id="anabranch-dead-letters",
-                linger_ms=20,
-            )
+    def add(self, letter: DeadLetter) -> None:
+        """Keep one letter until `flush`; `size` is the bytes that wait."""
+        self._waiting.append(letter)
+        self.size += len(letter.value or b"")
 
-    def flush(self) -> None:
-        """Wait until every letter is acknowledged.
+    def flush(self, timeout_s: float = FLUSH_WITHIN_S) -> None:
+        """Send what waits, and wait until each is acknowledged.
 
         Raises
         ------
         StreamError
             When one is not: the caller must not store its offsets.
         """
-        if self._producer is None or not self._pending:
+        if not self._waiting:
             return
         try:
-            self._producer.flush(timeout=_FLUSH_WITHIN_S)
-            for future in self._pending:
-                future.get(timeout=0)
-        except KafkaError as error:
+            if self._sink is None:
+                self._log.ensure_topic(self._topic, 1)
+                self._sink = self._log.sink("anabranch-dead-letters")
+            sent = [self._send(self._sink, letter) for letter in self._waiting]
+            self._sink.flush(timeout_s)
+            for delivery in sent:
+                delivery.offset(0)
+        except StreamError as error:
             raise StreamError(
                 f"dead letters did not arrive on {self._topic}: {error}",
                 consequence="no offset was stored, so their records are read again",
                 mend="look at the broker, then start again",
             ) from error
-        self._pending.clear()
+        self._waiting.clear()
+        self.size = 0
+
+    def _send(self, sink: Sink, letter: DeadLetter) -> Delivery:
+        # a record without a value would be a deletion on a compacted topic
+        value = b"" if letter.value is None else letter.value
+        return sink.send(self._topic, value, partition=0, key=letter.key, headers=letter.headers())
 
     def close(self) -> None:
         """Close the connection; what was not flushed is read again after the next start."""
-        if self._producer is not None:
-            self._producer.close(timeout=1)
-            self._producer = None
+        if self._sink is not None:
+            self._sink.close()
+            self._sink = None

@@ -19,7 +19,7 @@ LINGER_MS = 20
 BATCH_BYTES = 256 * 1024
 POLL_RECORDS = 5000
 FETCH_BYTES = 4 * 1024 * 1024
-LOOK_UP_MS = 4000
+LOOK_UP_MS = 2500
 """How long a look at the topic may take while working: a worker that is told to stop must not hang in it."""
 _RECONNECT_MS = 1000
 """A broker that comes back is found within this; kafka-python alone waits up to half a minute."""
@@ -154,13 +154,13 @@ class KafkaSource:
         # a commit that fails shows on dashboards only
         if wait:
             with suppress(KafkaError):
-                self._consumer.commit(shown, timeout_ms=2000)
+                self._consumer.commit(shown, timeout_ms=1000)
         else:
             self._consumer.commit_async(shown, callback=lambda *_: None)
 
     def close(self) -> None:
         """Close the connection."""
-        self._consumer.close(timeout_ms=2000)
+        self._consumer.close(timeout_ms=1000)
 
     def _part(self, number: int) -> TopicPartition:
         return TopicPartition(self._topic, number)

@@ -10,35 +10,35 @@ class Meter(Protocol):
     """Watches a stream worker. Nothing it does may change what is learned."""
 
     def applied(self, outcome: Outcome, seconds: float) -> None:
-        """One record was applied, in so many seconds of wall time."""
+        """Take note of one applied record, and of the seconds of wall time that it took."""
 
     def polled(self, behind: Mapping[int, int]) -> None:
-        """Records came; so many offsets are ahead in each partition."""
+        """Take note of how many offsets are ahead in each partition."""
 
     def alarms(self, count: int) -> None:
-        """So many drift alarms were raised so far."""
+        """Take note of the drift alarms so far."""
 
     def checkpointed(self, seconds: float, size: int) -> None:
-        """A checkpoint of `size` bytes of state was written in so many seconds."""
+        """Take note of a checkpoint: the seconds it took, and the bytes of its state."""
 
     def assigned(self, partitions: int) -> None:
-        """The worker reads so many partitions from now on."""
+        """Take note of an assignment: the worker reads so many partitions from now on."""
 
 
 class Unwatched:
     """The meter of a worker that nobody watches."""
 
     def applied(self, outcome: Outcome, seconds: float) -> None:
-        """Nobody watches."""
+        """Do nothing."""
 
     def polled(self, behind: Mapping[int, int]) -> None:
-        """Nobody watches."""
+        """Do nothing."""
 
     def alarms(self, count: int) -> None:
-        """Nobody watches."""
+        """Do nothing."""
 
     def checkpointed(self, seconds: float, size: int) -> None:
-        """Nobody watches."""
+        """Do nothing."""
 
     def assigned(self, partitions: int) -> None:
-        """Nobody watches."""
+        """Do nothing."""

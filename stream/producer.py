@@ -8,23 +8,21 @@ latter, and would delete clicks of years ago within minutes.
 """
 
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-
-from kafka import KafkaProducer
-from kafka.errors import KafkaError
-from kafka.partitioner.default import murmur2
-from kafka.producer.future import FutureRecordMetadata
+from pathlib import Path
 
 from common.errors import InvalidSetting, StreamError
 from common.events import Interaction, encode_event
 from common.progress import Progress, silent
-from stream.topics import ANSWER_WITHIN_MS, broker_answers, ensure_topic
+from stream.journal import Digest, Journal, Sent
+from stream.kafka_log import partition_of
+from stream.source import Delivery, Log
 
-LINGER_MS = 20
-BATCH_BYTES = 256 * 1024
 _REPORT_EVERY = 1000
+_NOTE_EVERY_S = 1.0
+_ACKNOWLEDGED_WITHIN_S = 120.0
 _UNCHECKED = 20_000
 """How many sends may be open before the oldest are waited for; bounds memory on endless input."""
 
@@ -69,11 +67,6 @@ def parse_speed(text: str) -> float:
     return speed
 
 
-def partition_of(user_id: str, partitions: int) -> int:
-    """Return the user's partition as Kafka's own clients choose it (murmur2 of the key)."""
-    return int(murmur2(user_id.encode()) & 0x7FFFFFFF) % partitions
-
-
 class Pace:
     """Waits until an event is due.
 
@@ -109,12 +102,13 @@ class Pace:
 def produce(
     events: Iterable[Interaction],
     *,
-    servers: str,
+    log: Log,
     topic: str,
     partitions: int = 1,
     speed: float = float("inf"),
     start_at: int = 0,
     limit: int | None = None,
+    journal: Path | None = None,
     stopping: Callable[[], bool] = lambda: False,
     progress: Progress = silent,
 ) -> ProduceReport:
@@ -124,8 +118,8 @@ def produce(
     ----------
     events
         In the order in which they are to be read.
-    servers
-        Bootstrap servers.
+    log
+        Where the topic is.
     topic
         Created if there is none.
     partitions
@@ -136,6 +130,8 @@ def produce(
         Skip so many events first.
     limit
         Send at most so many.
+    journal
+        A file that says how far the input was sent; a run that finds it goes on from there. See `stream.journal`.
     stopping
         Asked before each event; True ends the run in good order.
     progress
@@ -146,83 +142,155 @@ def produce(
     BrokerUnavailable
         When no broker answers.
     StreamError
-        When a record was not acknowledged, saying how many were.
+        When a record was not acknowledged, saying how many were; when the journal is of another input.
+    InvalidSetting
+        When a number cannot be, or the journal is of another topic.
     """
     if start_at < 0 or (limit is not None and limit < 0):
         raise InvalidSetting(f"start at {start_at}, limit {limit}", expected="0 or more")
+    if journal is not None and start_at:
+        raise InvalidSetting(f"start at {start_at} with a journal", expected="one of them: the journal says where")
     started = time.monotonic()
-    info = ensure_topic(servers, topic, partitions)
-    with broker_answers(servers):
-        client = KafkaProducer(
-            bootstrap_servers=servers,
-            bootstrap_timeout_ms=ANSWER_WITHIN_MS,
-            max_block_ms=ANSWER_WITHIN_MS,
-            client_id="anabranch-producer",
-            linger_ms=LINGER_MS,
-            batch_size=BATCH_BYTES,
-        )
-    sender = _Sender(client, servers, topic, len(info.partitions))
+    info = log.ensure_topic(topic, partitions)
+    book = None if journal is None else Journal(journal, info)
+    sent = book.read() if book else None
+    there = book.later_ids(log, sent) if book and sent else Counter[str]()
+    if book and sent is None:
+        sent = book.begin(log)
+    skip = sent.acked if sent else start_at
+    sender = _Sender(log, topic, len(info.partitions), book, sent)
     pace = Pace(speed)
     try:
-        for number, event in enumerate(events):
+        for number, event in enumerate(events, start=1):
             if stopping() or (limit is not None and sender.sent >= limit):
                 break
-            if number >= start_at:
+            if number <= skip:
+                sender.skip(event)
+            elif there[event.event_id] > 0:
+                there[event.event_id] -= 1
+                sender.found(event)
+            else:
                 pace.wait(event.ts, stopping)
                 sender.send(event)
                 if sender.sent % _REPORT_EVERY == 0:
                     progress("sending", sender.sent, limit or 0)
+        else:
+            sender.expect_all_skipped()
         sender.finish()
     finally:
-        client.close(timeout=5)
+        sender.close()
     progress("sending", sender.sent, sender.sent)
-    return ProduceReport(sender.sent, sender.acked, start_at, time.monotonic() - started)
+    resumed = skip + sender.there if book else start_at
+    return ProduceReport(sender.sent, sender.acked, resumed, time.monotonic() - started)
 
 
 class _Sender:
-    """Counts what was sent and what was acknowledged."""
+    """Counts what was sent and what was acknowledged, and keeps the journal.
 
-    def __init__(self, client: KafkaProducer, servers: str, topic: str, partitions: int) -> None:
-        self._client, self._servers, self._topic, self._partitions = client, servers, topic, partitions
-        self._open: deque[FutureRecordMetadata] = deque()
+    Parameters
+    ----------
+    log, topic, partitions
+        Where.
+    book, before
+        The journal, and what it said; None keeps none.
+    """
+
+    def __init__(self, log: Log, topic: str, partitions: int, book: Journal | None, before: Sent | None) -> None:
+        self._log, self._topic, self._partitions = log, topic, partitions
+        self._book, self._before = book, before or Sent()
+        self._sink = log.sink("anabranch-producer")
+        self._open: deque[tuple[str, int, Delivery | None]] = deque()
         self._placed: dict[str, int] = {}  # hashing a key in Python costs as much as sending it
-        self.sent = self.acked = 0
+        self._digest, self._settled, self._offsets = Digest(), 0, dict(self._before.offsets)
+        self._noted_at = time.monotonic()
+        self.sent = self.acked = self.there = 0
+
+    def skip(self, event: Interaction) -> None:
+        """Pass over an event that an earlier run sent."""
+        if self._book is None:
+            return
+        self._digest.add(event.event_id)
+        self._settled += 1
+        if self._settled == self._before.acked:
+            self._compare()
+
+    def _compare(self) -> None:
+        if self._settled != self._before.acked or self._digest.hex() != self._before.digest:
+            raise StreamError(
+                f"the first {self._before.acked} events of the input are not those that the journal says were sent",
+                consequence="nothing was sent",
+                mend="give the same input as before, or delete the journal to send all of it",
+            )
+
+    def found(self, event: Interaction) -> None:
+        """Pass over an event that is on the topic already, though the journal does not say so."""
+        self._open.append((event.event_id, -1, None))
+        self.there += 1
 
     def send(self, event: Interaction) -> None:
+        """Hand over one event."""
         place = self._placed.get(event.user_id)
         if place is None:
             place = self._placed[event.user_id] = partition_of(event.user_id, self._partitions)
-        with broker_answers(self._servers):
-            future = self._client.send(
-                self._topic,
-                value=encode_event(event),
-                key=event.user_id.encode(),
-                partition=place,
-            )
+        delivery = self._sink.send(self._topic, encode_event(event), partition=place, key=event.user_id.encode())
         self.sent += 1
-        self._open.append(future)
+        self._open.append((event.event_id, place, delivery))
         if len(self._open) > _UNCHECKED:
-            self._check(self._open.popleft(), ANSWER_WITHIN_MS * 3 / 1000)
+            self._settle(self._open.popleft(), _ACKNOWLEDGED_WITHIN_S)
+        if self._book is not None and time.monotonic() - self._noted_at >= _NOTE_EVERY_S:
+            self._note()
+
+    def expect_all_skipped(self) -> None:
+        """Check, at the input's end, that it was not shorter than what the journal says was sent."""
+        if self._book is not None and self._settled < self._before.acked:
+            self._compare()
 
     def finish(self) -> None:
+        """Wait until all is acknowledged."""
         try:
-            self._client.flush(timeout=120)
-        except KafkaError as error:
+            self._sink.flush(_ACKNOWLEDGED_WITHIN_S)
+        except StreamError as error:
             self._fail(error)
         while self._open:
-            self._check(self._open.popleft(), 0)
+            self._settle(self._open.popleft(), 0)
+        self._note()
 
-    def _check(self, future: FutureRecordMetadata, wait_s: float) -> None:
-        try:
-            future.get(timeout=wait_s)
-        except KafkaError as error:
-            self._fail(error)
-        self.acked += 1
+    def close(self) -> None:
+        self._sink.close()
 
-    def _fail(self, error: KafkaError) -> None:
-        acked = self.acked + sum(future.succeeded() for future in self._open)
+    def _settle(self, entry: tuple[str, int, Delivery | None], wait_s: float) -> None:
+        event_id, place, delivery = entry
+        if delivery is not None:
+            try:
+                self._offsets[place] = delivery.offset(wait_s) + 1
+            except StreamError as error:
+                self._fail(error)
+            self.acked += 1
+        if self._book is not None:
+            self._digest.add(event_id)
+            self._settled += 1
+
+    def _note(self) -> None:
+        """Write down how far it is."""
+        if self._book is None:
+            return
+        while self._open and (self._open[0][2] is None or self._open[0][2].settled):
+            self._settle(self._open.popleft(), 0)
+        self._noted_at = time.monotonic()
+        if self._settled >= self._before.acked:
+            self._book.write(Sent(self._settled, self._digest.hex(), self._offsets))
+
+    def _fail(self, error: StreamError) -> None:
+        acked = self.acked + sum(_arrived(delivery) for _, _, delivery in self._open)
         raise StreamError(
             f"{self.sent - acked} of {self.sent} records were not acknowledged: {error}",
             consequence=f"{acked} are on {self._topic}",
             mend="send again: a second copy of an event is skipped by its event_id",
         ) from error
+
+
+def _arrived(delivery: Delivery | None) -> bool:
+    try:
+        return delivery is not None and delivery.settled and delivery.offset(0) >= 0
+    except StreamError:
+        return False

@@ -56,7 +56,7 @@ class Secret:
         return "Secret('***')"
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Secret) and other._text == self._text  # noqa: SLF001  # its own kind
+        return isinstance(other, Secret) and other._text == self._text
 
     def __hash__(self) -> int:
         return hash(self._text)
@@ -109,7 +109,7 @@ class Security:
                 raise InvalidSetting(f"{name} {path}", expected="a file")
 
     def kafka_options(self) -> dict[str, Any]:
-        """Return the options as kafka-python names them; secrets are in the clear here, hand them to the client only."""
+        """Return the options as kafka-python names them; secrets are in the clear, so only a client may get them."""
         if self == PLAIN:
             return {}
         options: dict[str, Any] = {
@@ -183,4 +183,6 @@ def _secret(name: str, texts: Mapping[str, str], path: Path, environment: Mappin
     try:
         return Secret((path.parent / named).read_text("utf-8").rstrip("\r\n"))
     except (OSError, UnicodeDecodeError) as error:
-        raise InvalidSetting(f"{name}_file {path.parent / named}: {error}", expected="a file with the secret") from error
+        raise InvalidSetting(
+            f"{name}_file {path.parent / named}: {error}", expected="a file with the secret"
+        ) from error

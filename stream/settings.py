@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from common.errors import InvalidSetting, UnknownName
+from stream.security import PLAIN, Security
 from stream.topics import check_bootstrap, check_topic
 
 OnNewTopic = Literal["fail", "continue"]
@@ -42,6 +43,11 @@ class WorkerSettings:
         Consumer group whose offsets dashboards see.
     topic_wait_s
         How long to wait for the topic to appear.
+    bad_share, bad_window
+        Stop when more than this share of a window of so many records cannot be read; a share of 1 never stops. See
+        `stream.breaker`.
+    security
+        What the broker asks for.
     """
 
     servers: str
@@ -58,6 +64,9 @@ class WorkerSettings:
     keep: int = 3
     group: str = "anabranch"
     topic_wait_s: float = 10.0
+    bad_share: float = 0.5
+    bad_window: int = 200
+    security: Security = PLAIN
 
     def __post_init__(self) -> None:
         check_bootstrap(self.servers)

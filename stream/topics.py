@@ -88,9 +88,7 @@ def broker_answers(servers: str) -> Iterator[None]:
 
 
 @contextmanager
-def admin_client(
-    servers: str, security: Security = PLAIN, within_ms: int | None = None
-) -> Iterator[KafkaAdminClient]:
+def admin_client(servers: str, security: Security = PLAIN, within_ms: int | None = None) -> Iterator[KafkaAdminClient]:
     """Give an admin client; errors as for `broker_answers`."""
     wait = ANSWER_WITHIN_MS if within_ms is None else min(within_ms, ANSWER_WITHIN_MS)
     with broker_answers(check_bootstrap(servers)):

@@ -20,7 +20,7 @@ from anabranch.output import Output
 if TYPE_CHECKING:
     from common.events import Interaction
     from stream.settings import LearnReport
-    from stream.state import ItemTexts, Served
+    from stream.state import Served
 
 app = typer.Typer(no_args_is_help=True, help="The click pipeline: send events, learn from them, see how far it is.")
 
@@ -31,7 +31,7 @@ StoreOption = Annotated[Path, typer.Option(help="Folder of models and checkpoint
 LearnerKind = Literal["mf", "blend"]
 LearnerOption = Annotated[
     LearnerKind,
-    typer.Option(help="mf: factors. blend: neighbours, factors, texts and popularity, weighted by what they hit."),
+    typer.Option(help="blend: neighbours, factors, texts and popularity, weighted by their hits. mf: factors only."),
 ]
 RepeatsOption = Annotated[
     bool, typer.Option("--repeats", help="blend: what a user liked before may be shown again (shops re-buy).")
@@ -143,6 +143,7 @@ def produce(
     Example:
       anabranch stream produce --data movielens-100k --limit 10000
     """
+    from stream.kafka_log import KafkaLog
     from stream.producer import parse_speed
     from stream.producer import produce as send
 
@@ -153,7 +154,7 @@ def produce(
     with stop_on_signals() as stopping, out.progress() as progress:
         report = send(
             events,
-            servers=servers,
+            log=KafkaLog(servers),
             topic=topic,
             partitions=partitions,
             speed=times,
@@ -194,7 +195,7 @@ def learn(
         typer.Option(help="When the broker no longer has the next event: fail, earliest or latest."),
     ] = "fail",
     evaluate_every: EvaluateOption = 1,
-    learner: LearnerOption = "mf",
+    learner: LearnerOption = "blend",
     repeats: RepeatsOption = False,
     factors: Annotated[int, typer.Option(min=1, help="Length of an item's factors.")] = 64,
     negatives: Annotated[int, typer.Option(min=1, help="Sampled negatives an event.")] = 50,
@@ -212,6 +213,7 @@ def learn(
     Example:
       anabranch stream learn --idle-timeout 10
     """
+    from anabranch.item_texts import item_texts
     from stream.consumer import StreamWorker
     from stream.settings import WorkerSettings
 
@@ -231,7 +233,7 @@ def learn(
     )
     fresh = _fresh_learner(learner, factors, negatives, repeats, ttl_days, admit_at, drift_boost, seed)
     items = _catalogue_ids(store) if from_catalogue else ()
-    texts = _item_texts(store) if from_catalogue and learner == "blend" else None
+    texts = item_texts(store) if from_catalogue and learner == "blend" else None
     with stop_on_signals() as stopping, out.progress() as progress:
         worker = StreamWorker(
             settings, fresh, items=items, texts=texts, stopping=stopping, notice=out.note, progress=progress
@@ -276,20 +278,6 @@ def _catalogue_ids(store: Path) -> tuple[str, ...]:
         return Registry.open(store).catalogue.ids
     except NoModel:
         return ()
-
-
-def _item_texts(store: Path) -> "ItemTexts | None":
-    """Return the vectors of the store's current model, or None before there is one."""
-    from common.errors import NoModel
-    from server.registry import Registry
-    from server.serving.bundle import load_model
-    from stream.state import ItemTexts
-
-    try:
-        registry = Registry.open(store)
-        return ItemTexts(registry.catalogue.ids, load_model(registry).item_vectors)
-    except NoModel:
-        return None
 
 
 def _draw_report(console: Console, report: "LearnReport", store: Path) -> None:

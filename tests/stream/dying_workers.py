@@ -15,6 +15,7 @@ from typing import Any
 from common.events import Interaction, decode_event
 from stream.consumer import StreamWorker, WorkerSettings
 from stream.deadletter import DeadLetters
+from stream.kafka_log import KafkaSource
 from tests.stream.topics import small_learner, some_texts
 
 
@@ -48,7 +49,7 @@ def _work(servers: str, topic: str, store: Path, total: int, kind: str, place: s
     elif place == "rename":  # within steps 2 and 3: written, not yet visible
         os.rename = _dies_after(count, os.rename, before=True)
     elif place == "commit":  # after step 3
-        StreamWorker._commit = _dies_after(count, StreamWorker._commit, before=True)  # type: ignore[method-assign]  # the fault
+        KafkaSource.commit = _dies_after(count, KafkaSource.commit, before=True)  # type: ignore[method-assign]  # the fault
     settings = settings_of(servers, topic, store, total)
     StreamWorker(settings, small_learner(kind), texts=some_texts(), decode=decode).run()
 

@@ -10,7 +10,8 @@ from common.clock import wall_clock
 from common.errors import BrokerUnavailable, InvalidSetting, UnknownName
 from common.events import Interaction, decode_event, encode_event
 from stream.deadletter import DeadLetter, DeadLetters
-from stream.producer import Pace, parse_speed, partition_of, produce
+from stream.kafka_log import KafkaLog, partition_of
+from stream.producer import Pace, parse_speed, produce
 from stream.topics import admin_client, await_topic, check_bootstrap, dead_topic, ensure_topic
 from tests.stream.topics import some_events, take
 
@@ -43,7 +44,7 @@ def test_a_topic_that_is_not_there_is_named_with_those_that_are(servers: str, to
 
 def test_every_event_arrives_in_order_with_its_key(servers: str, topic: str) -> None:
     events = some_events(500)
-    report = produce(events, servers=servers, topic=topic)
+    report = produce(events, log=KafkaLog(servers), topic=topic)
     assert (report.sent, report.acked, report.resumed_from) == (500, 500, 0)
     found = take(servers, topic, 500)
     assert [decode_event(record.value) for record in found] == events
@@ -54,7 +55,7 @@ def test_every_event_arrives_in_order_with_its_key(servers: str, topic: str) -> 
 
 def test_a_user_stays_in_one_partition_in_order(servers: str, topic: str) -> None:
     events = some_events(400)
-    produce(events, servers=servers, topic=topic, partitions=3)
+    produce(events, log=KafkaLog(servers), topic=topic, partitions=3)
     found = take(servers, topic, 400)
     by_user: dict[str, list[tuple[int, str]]] = {}
     for record in found:
@@ -68,14 +69,14 @@ def test_a_user_stays_in_one_partition_in_order(servers: str, topic: str) -> Non
 
 def test_part_of_the_input(servers: str, topic: str) -> None:
     events = some_events(100)
-    report = produce(events, servers=servers, topic=topic, start_at=40, limit=25)
+    report = produce(events, log=KafkaLog(servers), topic=topic, start_at=40, limit=25)
     assert (report.sent, report.acked, report.resumed_from) == (25, 25, 40)
     assert [decode_event(record.value) for record in take(servers, topic, 25)] == events[40:65]
 
 
 def test_a_stop_is_in_good_order(embedded: str, topic: str) -> None:
     asked = iter([False] * 30)
-    report = produce(some_events(100), servers=embedded, topic=topic, stopping=lambda: next(asked, True))
+    report = produce(some_events(100), log=KafkaLog(embedded), topic=topic, stopping=lambda: next(asked, True))
     assert (report.sent, report.acked) == (30, 30)
 
 
@@ -85,7 +86,7 @@ def test_an_input_that_fails_leaves_what_was_sent(embedded: str, topic: str) -> 
         raise io.UnsupportedOperation("no more")
 
     with pytest.raises(io.UnsupportedOperation):
-        produce(broken(), servers=embedded, topic=topic)
+        produce(broken(), log=KafkaLog(embedded), topic=topic)
     assert len(take(embedded, topic, 10)) == 10
 
 
@@ -145,15 +146,15 @@ def test_addresses_that_can_be(address: str) -> None:
 @pytest.mark.usefixtures("impatient")
 def test_no_broker_is_said_in_bounded_time() -> None:
     with pytest.raises(BrokerUnavailable, match=r"127\.0\.0\.1:1 .*anabranch broker") as raised:
-        produce(some_events(1), servers=NOBODY, topic="clicks")
+        produce(some_events(1), log=KafkaLog(NOBODY), topic="clicks")
     assert "\n" not in str(raised.value)
 
 
 def test_dead_letters_arrive_as_they_were(servers: str, topic: str) -> None:
-    letters = DeadLetters(servers, topic)
+    letters = DeadLetters(KafkaLog(servers), topic)
     letters.flush()  # nothing yet: no topic, no connection
-    letters.send(DeadLetter(topic, 2, 17, b"key", b"\xff\x00raw", "MalformedEvent", "not an event " + "x" * 5_000))
-    letters.send(DeadLetter(topic, 0, 1, None, None, "MalformedEvent", "ünï \ud800"))
+    letters.add(DeadLetter(topic, 2, 17, b"key", b"\xff\x00raw", "MalformedEvent", "not an event " + "x" * 5_000, 3))
+    letters.add(DeadLetter(topic, 0, 1, None, None, "MalformedEvent", "ünï \ud800"))
     letters.flush()
     letters.close()
     letters.close()
@@ -165,6 +166,8 @@ def test_dead_letters_arrive_as_they_were(servers: str, topic: str) -> None:
         "source.partition": "2",
         "source.offset": "17",
         "error": "MalformedEvent",
+        "schema.version": "1",
+        "attempts": "3",
     }
     assert len(reason) == 1_000
     assert (second.key, second.value, second.headers["reason"]) == (None, b"", "ünï ?")
@@ -172,5 +175,5 @@ def test_dead_letters_arrive_as_they_were(servers: str, topic: str) -> None:
 
 def test_the_events_bytes_are_the_events(embedded: str, topic: str) -> None:
     event = Interaction("e", "ü", "i", "click", 5, extra={"later": [1, {"a": None}]}, context={"page": "home"})
-    produce([event], servers=embedded, topic=topic)
+    produce([event], log=KafkaLog(embedded), topic=topic)
     assert take(embedded, topic, 1)[0].value == encode_event(event)
