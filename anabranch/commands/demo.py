@@ -88,7 +88,7 @@ def _draw_stream(console: Console, stream: dict[str, Any]) -> None:
         table.add_column(column, justify="left" if not column else "right")
     for name, row in stream["metrics"].items():
         low, high = row["ci95"]
-        label = "incremental MF" if name == "ours" else name
+        label = "the blend, with texts" if name == "ours" else name
         table.add_row(label, f"{row['recall@10']:.4f}", f"{row['ndcg@10']:.4f}", f"{low:.4f} to {high:.4f}")
     console.print(table)
     console.print(
