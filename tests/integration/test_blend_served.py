@@ -20,6 +20,7 @@ from server.serving.reload import ReloadingSource
 from server.serving.run import serve_in_thread
 from stream.broker import EmbeddedBroker
 from stream.consumer import LearnReport, StreamWorker, WorkerSettings
+from stream.kafka_log import KafkaLog
 from stream.learner.blend import Blend
 from stream.learner.mf import MF
 from stream.producer import produce
@@ -271,8 +272,8 @@ def test_from_the_topic_to_the_answer_over_http(tmp_path: Path) -> None:
     for registry in stores:
         publish(registry, "v000001")
     with EmbeddedBroker() as broker:
-        produce(events, servers=broker.bootstrap_servers, topic="clicks", partitions=1)
         servers = broker.bootstrap_servers
+        produce(events, log=KafkaLog(servers), topic="clicks", partitions=1)
         _, whole = learn(servers, stores[0].root, stores[0], 400)
         learn(servers, stores[1].root, stores[1], 150)
         worker, parts = learn(servers, stores[1].root, stores[1], 400)
