@@ -4,7 +4,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from stream.learner.factors import Room, Taste, Tools, learn_liked, score_factors
+from stream.learner.elementary import exp_32
+from stream.learner.factors import Room, Taste, Tools, ask, learn_liked
 from stream.learner.kernels import (
     ItemRows,
     Rule,
@@ -12,14 +13,15 @@ from stream.learner.kernels import (
     SeenLog,
     UserRows,
     compiled,
+    compiled_max,
     compiled_sum,
     dot,
+    fold,
     mark_seen,
     note_positive,
 )
 from stream.learner.neighbours import Pairs, Query, learn_neighbours, score_neighbours
 from stream.learner.popularity import score_mass
-from stream.learner.text import score_texts
 
 _LEAST_SPREAD = 1e-6
 
@@ -112,6 +114,43 @@ def mix_opinions(raw: np.ndarray, hidden: np.ndarray, weights: np.ndarray, total
             total[row] += weight * values[row]
 
 
+@compiled_sum
+def dots(vector: np.ndarray, first: np.ndarray, second: np.ndarray) -> tuple[np.float32, np.float32]:
+    """Return the products of a float32 vector with two others; it is read once."""
+    one, two = np.float32(0.0), np.float32(0.0)
+    for place in range(len(vector)):
+        one += vector[place] * first[place]
+        two += vector[place] * second[place]
+    return one, two
+
+
+@compiled
+def score_rows(
+    learned: Learned, tools: Tools, described: bool, user: int, factors: np.ndarray, content: np.ndarray
+) -> None:
+    """Write what factors and texts say of the items for a user, -1 for one without history.
+
+    The same as `score_factors` and `score_texts`, with one fold and one pass over the texts for both.
+    """
+    items, users, room, vector = learned.items, learned.users, tools.room, tools.scratch.user
+    vector[:] = np.float32(0.0)
+    room.text[:] = np.float32(0.0)
+    if user >= 0:
+        fold(items.history, users.ring[user], users.positives[user], tools.rule.decay, vector)
+        if described:
+            fold(learned.texts, users.ring[user], users.positives[user], tools.rule.decay, room.text)
+    for row in range(len(factors)):
+        factors[row] = items.bias[row] + dot(items.factors[row], vector)
+    if not described:
+        content[:] = np.float32(0.0)
+        return
+    ask(learned.taste, room.text, room.asked)
+    for row in range(len(factors)):
+        asked, alike = dots(learned.texts[row], room.asked, room.text)
+        factors[row] += asked
+        content[row] = alike
+
+
 @compiled
 def ask_all(
     described: bool,
@@ -139,18 +178,36 @@ def ask_all(
             entry = learned.log.previous[entry]
     z[:, n_items:] = np.float32(0.0)
     score_neighbours(learned.pairs, learned.users, learned.counts, query, user, z[0, :n_items])
-    room, vector, decay = tools.room, tools.scratch.user, tools.rule.decay
-    known = z[1, :n_items]
-    score_factors(
-        learned.items, learned.taste, learned.texts, described, learned.users, decay, user, vector, room, known
-    )
-    if described and user >= 0:
-        score_texts(learned.texts, learned.users, decay, user, room.text, z[2, :n_items])
-    else:
-        z[2] = np.float32(0.0)
+    score_rows(learned, tools, described, user, z[1, :n_items], z[2, :n_items])
     score_mass(learned.mass, fade, z[3, :n_items])
     score_mass(np.zeros(z.shape[1] - n_items, dtype=np.float64), fade, z[3, n_items:])
     mix_opinions(z, hidden, weights, total)
+
+
+@compiled_max
+def highest_of(values: np.ndarray, hidden: np.ndarray, floor: np.float32) -> np.float32:
+    """Return the largest of `floor` and what is not hidden."""
+    highest = floor
+    for row in range(len(values)):
+        highest = max(highest, floor if hidden[row] else values[row])
+    return highest
+
+
+@compiled
+def fill_shares(total: np.ndarray, hidden: np.ndarray, highest: np.float32, shares: np.ndarray) -> None:
+    """Write ``exp(total - highest)`` to `shares`, 0 where it is hidden."""
+    for row in range(len(total)):
+        share = exp_32(min(total[row] - highest, np.float32(0.0)))
+        shares[row] = np.float32(0.0) if hidden[row] else share
+
+
+@compiled_sum
+def sum_64(values: np.ndarray) -> float:
+    """Return the float64 sum of float32 values."""
+    total = 0.0
+    for row in range(len(values)):
+        total += np.float64(values[row])
+    return total
 
 
 @compiled
@@ -161,16 +218,11 @@ def weigh(
 
     Weights stay at 0 or above. The item itself counts, hidden or not.
     """
-    highest = total[item]
-    for row in range(len(total)):
-        if not hidden[row]:
-            highest = max(highest, total[row])
-    shares = np.zeros(len(total), dtype=np.float32)
-    mass = 0.0
-    for row in range(len(total)):
-        if not hidden[row] or row == item:
-            shares[row] = np.exp(total[row] - highest)
-            mass += np.float64(shares[row])
+    highest = highest_of(total, hidden, total[item])
+    shares = np.empty(len(total), dtype=np.float32)
+    fill_shares(total, hidden, highest, shares)
+    shares[item] = exp_32(total[item] - highest)
+    mass = sum_64(shares)
     step = rate * (np.float64(shares[item]) / mass) ** focus
     for member in range(len(weights)):
         slope = np.float64(dot(shares, z[member])) / mass - np.float64(z[member, item])

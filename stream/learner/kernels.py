@@ -25,6 +25,12 @@ def compiled_sum(function: F) -> F:
     return compiled
 
 
+def compiled_max(function: F) -> F:
+    """As `compiled_sum`, for numbers of which none is NaN: the order in which maxima are taken does not matter then."""
+    compiled: F = numba.njit(cache=True, error_model="numpy", fastmath={"reassoc", "nnan", "nsz"})(function)
+    return compiled
+
+
 class ItemRows(NamedTuple):
     """What is learned about items, one row an item.
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from stream.learner.base import ArrayRanker
+from stream.learner.elementary import log_32
 from stream.learner.kernels import compiled, mark_seen, note_positive
 from stream.learner.parts import Arrays, Event, Ground, Part, PartRanker, check_counts, check_rates
 
@@ -63,7 +64,7 @@ class Popularity(ArrayRanker):
 def score_mass(mass: np.ndarray, scale: float, out: np.ndarray) -> None:
     """Write ``log(mass * scale + FLOOR)`` to `out`, for as many rows as it has."""
     for row in range(len(out)):
-        out[row] = np.log(np.float32(mass[row] * scale) + np.float32(FLOOR))
+        out[row] = log_32(np.float32(mass[row] * scale) + np.float32(FLOOR))
 
 
 class PopularityPart(Part):
