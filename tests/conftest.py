@@ -5,6 +5,10 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.brokers import embedded, impatient, kafka, servers, topic
+
+__all__ = ["embedded", "impatient", "kafka", "servers", "topic"]  # fixtures
+
 # derandomised: a failure here is a failure everywhere; no deadline: CI machines are slow at times
 settings.register_profile(
     "ci", derandomize=True, deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow]

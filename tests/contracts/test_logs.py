@@ -1,0 +1,246 @@
+"""Laws of every log behind `stream.source`: in memory, the embedded broker, Apache Kafka."""
+
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+from kafka import TopicPartition
+
+from common.errors import OffsetLost, UnknownName
+from stream.kafka_log import KafkaLog
+from stream.source import Log, Record, Source
+from stream.topics import admin_client
+from tests.memory_log import MemoryLog
+
+# what a log cannot do, with the reason; docs/operations.md has the same list
+CANNOT = {
+    ("embedded", "delete_records"): "delete_records ends the broker's connection ('not yet implemented')",
+    ("embedded", "beyond"): "a position above the end is answered with silence",
+    ("embedded", "ends"): "the ends that it tells are too low",
+}
+
+
+class Case:
+    """One log, and the deeds that each kind of log does in its own way."""
+
+    def __init__(self, kind: str, log: Log) -> None:
+        self.kind, self.log = kind, log
+
+    def needs(self, what: str) -> None:
+        """Skip where the log cannot do it."""
+        if (self.kind, what) in CANNOT:
+            pytest.skip(f"{self.kind}: {CANNOT[self.kind, what]}")
+
+    def delete_records(self, topic: str, partition: int, before: int) -> None:
+        self.needs("delete_records")
+        if isinstance(self.log, MemoryLog):
+            self.log.delete_records(topic, partition, before)
+        else:
+            with admin_client(self.log.address) as client:
+                client.delete_records({TopicPartition(topic, partition): before})
+
+    def delete_topic(self, topic: str) -> None:
+        if isinstance(self.log, MemoryLog):
+            self.log.delete_topic(topic)
+        else:
+            with admin_client(self.log.address) as client:
+                client.delete_topics([topic])
+
+
+@pytest.fixture(params=["memory", "embedded", pytest.param("kafka", marks=pytest.mark.kafka)])
+def case(request: pytest.FixtureRequest) -> Case:
+    if request.param == "memory":
+        return Case("memory", MemoryLog())
+    return Case(request.param, KafkaLog(request.getfixturevalue(request.param)))
+
+
+@pytest.fixture
+def reader(case: Case) -> Iterator[Callable[[str], Source]]:
+    """Give a maker of sources that are closed at the end."""
+    opened: list[Source] = []
+
+    def make(topic: str) -> Source:
+        opened.append(case.log.source(topic, f"group-{topic}"))
+        return opened[-1]
+
+    yield make
+    for source in opened:
+        source.close()
+
+
+def put(log: Log, topic: str, values: list[bytes], partition: int = 0) -> list[int]:
+    """Append the values; return their offsets."""
+    sink = log.sink("contract")
+    try:
+        sent = [
+            sink.send(topic, value, partition=partition, key=b"k" + value, headers=[("n", value)]) for value in values
+        ]
+        sink.flush(30)
+        assert all(delivery.settled for delivery in sent)
+        return [delivery.offset(0) for delivery in sent]
+    finally:
+        sink.close()
+
+
+def numbered(first: int, last: int) -> list[bytes]:
+    return [f"{number}".encode() for number in range(first, last)]
+
+
+def take(source: Source, count: int) -> list[Record]:
+    """Poll until `count` records are there, and once more."""
+    found: list[Record] = []
+    deadline = time.monotonic() + 20
+    while len(found) < count and time.monotonic() < deadline:
+        found += source.poll(0.1)
+    return found + list(source.poll(0.1))
+
+
+def values(records: list[Record]) -> list[bytes | None]:
+    return [record.value for record in records]
+
+
+def test_records_come_back_as_they_were_in_order(case: Case, topic: str, reader: Callable[[str], Source]) -> None:
+    case.log.ensure_topic(topic, 2)
+    offsets = put(case.log, topic, numbered(0, 30))
+    assert offsets == list(range(30))
+    put(case.log, topic, numbered(100, 110), partition=1)
+    source = reader(topic)
+    source.assign({0: None, 1: None})
+    found = take(source, 40)
+    for partition, expected in ((0, numbered(0, 30)), (1, numbered(100, 110))):
+        mine = [record for record in found if record.partition == partition]
+        assert values(mine) == expected
+        assert [record.offset for record in mine] == list(range(len(expected)))
+    first = found[0]
+    assert (first.topic, first.key, list(first.headers)) == (topic, b"k" + (first.value or b""), [("n", first.value)])
+    assert abs(first.timestamp / 1000 - time.time()) < 3600
+
+
+def test_reading_starts_where_it_is_told(case: Case, topic: str, reader: Callable[[str], Source]) -> None:
+    case.log.ensure_topic(topic, 2)
+    put(case.log, topic, numbered(0, 20))
+    put(case.log, topic, numbered(100, 105), partition=1)
+    source = reader(topic)
+    source.assign({0: 12})
+    assert values(take(source, 8)) == numbered(12, 20)
+    source.seek(0, 18)
+    assert values(take(source, 2)) == numbered(18, 20)
+    source.assign({1: 3})  # the other partition is not read any more
+    put(case.log, topic, numbered(20, 25))
+    assert values(take(source, 2)) == numbered(103, 105)
+
+
+def test_two_readers_share_the_partitions(case: Case, topic: str, reader: Callable[[str], Source]) -> None:
+    case.log.ensure_topic(topic, 2)
+    one, other = reader(topic), reader(topic)
+    one.assign({0: None})
+    other.assign({1: None})
+    put(case.log, topic, numbered(0, 10))
+    put(case.log, topic, numbered(10, 20), partition=1)
+    assert values(take(one, 10)) == numbered(0, 10)
+    assert values(take(other, 10)) == numbered(10, 20)
+
+
+def test_what_comes_later_is_read_too(case: Case, topic: str, reader: Callable[[str], Source]) -> None:
+    case.log.ensure_topic(topic)
+    source = reader(topic)
+    source.assign({0: None})
+    assert not source.poll(0.05)
+    put(case.log, topic, numbered(0, 3))
+    assert values(take(source, 3)) == numbered(0, 3)
+    # exactly at the end is no lost offset
+    source.seek(0, 3)
+    assert not source.poll(0.1)
+
+
+def test_ends_are_told(case: Case, topic: str, reader: Callable[[str], Source]) -> None:
+    case.needs("ends")
+    case.log.ensure_topic(topic, 2)
+    put(case.log, topic, numbered(0, 9))
+    source = reader(topic)
+    assert source.bounds([0, 1]) == {0: (0, 9), 1: (0, 0)}
+    source.assign({0: None})
+    take(source, 9)
+    assert source.ends() == {0: 9}
+
+
+def test_a_deleted_offset_is_said_with_its_place(case: Case, topic: str, reader: Callable[[str], Source]) -> None:
+    case.log.ensure_topic(topic)
+    put(case.log, topic, numbered(0, 20))
+    case.delete_records(topic, 0, 15)
+    source = reader(topic)
+    source.assign({0: 4})
+    with pytest.raises(OffsetLost) as lost:
+        take(source, 1)
+    assert lost.value.positions == {0: 4}
+    assert source.bounds(lost.value.positions) == {0: (15, 20)}
+    source.seek(0, 15)
+    assert values(take(source, 5)) == numbered(15, 20)
+    source.assign({0: None})
+    assert values(take(source, 5)) == numbered(15, 20)
+
+
+def test_an_offset_beyond_the_end_is_said_with_its_place(
+    case: Case, topic: str, reader: Callable[[str], Source]
+) -> None:
+    case.needs("beyond")
+    case.log.ensure_topic(topic)
+    put(case.log, topic, numbered(0, 5))
+    source = reader(topic)
+    source.assign({0: 50})
+    with pytest.raises(OffsetLost) as lost:
+        take(source, 1)
+    assert lost.value.positions == {0: 50}
+    source.seek(0, 5)
+    put(case.log, topic, numbered(5, 7))
+    assert values(take(source, 2)) == numbered(5, 7)
+
+
+def test_a_lost_partition_does_not_stop_the_others(case: Case, topic: str, reader: Callable[[str], Source]) -> None:
+    case.needs("beyond")
+    case.log.ensure_topic(topic, 2)
+    put(case.log, topic, numbered(0, 40), partition=1)
+    source = reader(topic)
+    source.assign({0: 50, 1: None})
+    found: list[Record] = []
+    lost: dict[int, int] = {}
+    deadline = time.monotonic() + 20
+    while (len(found) < 40 or not lost) and time.monotonic() < deadline:
+        try:
+            found += source.poll(0.1)
+        except OffsetLost as error:
+            lost |= error.positions
+            source.seek(0, 0)
+    assert lost == {0: 50}
+    assert values(found) == numbered(0, 40)
+
+
+def test_a_topic_made_again_is_another(case: Case, topic: str, reader: Callable[[str], Source]) -> None:
+    first = case.log.ensure_topic(topic, 3)
+    source = reader(topic)
+    assert source.topic() == case.log.await_topic(topic, 0) == first
+    assert first.partitions == (0, 1, 2)
+    case.delete_topic(topic)
+    deadline = time.monotonic() + 10
+    while source.topic() is not None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert source.topic() is None
+    second = case.log.ensure_topic(topic, 1)
+    assert second.identity
+    assert second.identity != first.identity
+
+
+def test_a_topic_that_is_not_there_is_named(case: Case, topic: str) -> None:
+    with pytest.raises(UnknownName, match=topic):
+        case.log.await_topic(topic, 0.1)
+
+
+def test_a_commit_changes_nothing_that_is_read(case: Case, topic: str, reader: Callable[[str], Source]) -> None:
+    case.log.ensure_topic(topic)
+    put(case.log, topic, numbered(0, 6))
+    source = reader(topic)
+    source.assign({0: None})
+    take(source, 6)
+    source.commit({0: 6}, wait=True)
+    source.assign({0: None})
+    assert values(take(source, 6)) == numbered(0, 6)

@@ -1,0 +1,208 @@
+"""A log in memory with the semantics of Kafka's: offsets, partitions, deletion, truncation, topics made again.
+
+It stands in for a broker where a test wants thousands of small logs, or faults that no broker offers at will. The laws
+of `tests/contracts/test_logs.py` hold for it as for the brokers.
+"""
+
+import time
+import uuid
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from common.errors import BrokerUnavailable, InvalidSetting, OffsetLost, StreamError, UnknownName
+from stream.source import Delivery, Headers, Record, Sink, Source, TopicInfo
+
+
+class MemoryRecord(NamedTuple):
+    """One record."""
+
+    topic: str
+    partition: int
+    offset: int
+    key: bytes | None
+    value: bytes | None
+    headers: Headers
+    timestamp: int
+
+
+@dataclass
+class _Partition:
+    begin: int = 0
+    records: dict[int, MemoryRecord] = field(default_factory=dict)
+    end: int = 0
+
+
+@dataclass
+class _Topic:
+    identity: str
+    partitions: list[_Partition]
+
+
+class MemoryLog:
+    """All topics of one pretended broker.
+
+    Parameters
+    ----------
+    batch
+        Most records of one partition that a poll returns.
+    """
+
+    address = "memory"
+
+    def __init__(self, batch: int = 7) -> None:
+        self.topics: dict[str, _Topic] = {}
+        self.batch = batch
+        self.reachable = True
+        self.committed: dict[str, dict[int, int]] = {}
+
+    # --- Log --------------------------------------------------------------------------------------------------------
+
+    def ensure_topic(self, topic: str, partitions: int = 1) -> TopicInfo:
+        self.check()
+        if partitions < 1:
+            raise InvalidSetting(f"{partitions} partitions")
+        self.topics.setdefault(topic, _Topic(str(uuid.uuid4()), [_Partition() for _ in range(partitions)]))
+        return self.info(topic)
+
+    def await_topic(self, topic: str, wait_s: float) -> TopicInfo:
+        self.check()
+        if topic not in self.topics:
+            raise UnknownName("topic", topic, list(self.topics))
+        return self.info(topic)
+
+    def source(self, topic: str, group: str) -> Source:
+        return MemorySource(self, topic, group)
+
+    def sink(self, name: str) -> Sink:
+        return MemorySink(self)
+
+    # --- what only a test does --------------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        if not self.reachable:
+            raise BrokerUnavailable("the memory log is out of reach")
+
+    def info(self, topic: str) -> TopicInfo:
+        found = self.topics[topic]
+        return TopicInfo(topic, found.identity, tuple(range(len(found.partitions))))
+
+    def delete_topic(self, topic: str) -> None:
+        del self.topics[topic]
+
+    def add_partitions(self, topic: str, total: int) -> None:
+        parts = self.topics[topic].partitions
+        parts += [_Partition() for _ in range(total - len(parts))]
+
+    def delete_records(self, topic: str, partition: int, before: int) -> None:
+        part = self.topics[topic].partitions[partition]
+        part.begin = before
+        part.records = {offset: record for offset, record in part.records.items() if offset >= before}
+
+    def truncate(self, topic: str, partition: int, end: int) -> None:
+        part = self.topics[topic].partitions[partition]
+        part.end = end
+        part.records = {offset: record for offset, record in part.records.items() if offset < end}
+
+    def leave_hole(self, topic: str, partition: int) -> None:
+        """Use up one offset without a record, as a transaction's end does."""
+        self.topics[topic].partitions[partition].end += 1
+
+    def read(self, topic: str) -> list[MemoryRecord]:
+        """Return all records of a topic, partition by partition."""
+        return [record for part in self.topics[topic].partitions for record in part.records.values()]
+
+
+class MemorySource:
+    """Reads; see `stream.source.Source`."""
+
+    def __init__(self, log: MemoryLog, topic: str, group: str) -> None:
+        self._log, self._topic, self._group = log, topic, group
+        self._at: dict[int, int] = {}
+
+    def topic(self) -> TopicInfo | None:
+        self._log.check()
+        return self._log.info(self._topic) if self._topic in self._log.topics else None
+
+    def assign(self, positions: Mapping[int, int | None]) -> None:
+        begins = {number: part.begin for number, part in enumerate(self._log.topics[self._topic].partitions)}
+        self._at = {part: begins[part] if offset is None else offset for part, offset in positions.items()}
+
+    def seek(self, partition: int, offset: int) -> None:
+        self._at[partition] = offset
+
+    def poll(self, timeout_s: float) -> Sequence[Record]:
+        if not self._log.reachable or self._topic not in self._log.topics:
+            time.sleep(min(timeout_s, 0.01))
+            return []
+        parts = self._log.topics[self._topic].partitions
+        found: list[MemoryRecord] = []
+        lost = {}
+        for number, at in sorted(self._at.items()):
+            if number >= len(parts):
+                continue
+            part = parts[number]
+            if not part.begin <= at <= part.end:
+                lost[number] = at
+                continue
+            taken = [part.records[offset] for offset in range(at, part.end) if offset in part.records][
+                : self._log.batch
+            ]
+            found += taken
+            self._at[number] = taken[-1].offset + 1 if taken else part.end
+        if lost and not found:
+            raise OffsetLost(f"{self._topic}: no such offset {lost}", positions=lost)
+        if not found:
+            time.sleep(min(timeout_s, 0.01))
+        return found
+
+    def bounds(self, partitions: Collection[int]) -> dict[int, tuple[int, int]]:
+        self._log.check()
+        parts = self._log.topics[self._topic].partitions
+        return {number: (parts[number].begin, parts[number].end) for number in partitions}
+
+    def ends(self) -> dict[int, int]:
+        parts = self._log.topics[self._topic].partitions
+        return {number: parts[number].end for number in self._at}
+
+    def commit(self, offsets: Mapping[int, int], *, wait: bool = False) -> None:
+        self._log.committed.setdefault(self._group, {}).update(offsets)
+
+    def close(self) -> None:
+        self._at = {}
+
+
+@dataclass(frozen=True)
+class _Arrived:
+    place: int
+    settled: bool = True
+
+    def offset(self, timeout_s: float) -> int:
+        if self.place < 0:
+            raise StreamError("a record was not acknowledged: the memory log is out of reach")
+        return self.place
+
+
+class MemorySink:
+    """Writes; see `stream.source.Sink`."""
+
+    def __init__(self, log: MemoryLog) -> None:
+        self._log = log
+
+    def send(
+        self, topic: str, value: bytes, *, partition: int, key: bytes | None = None, headers: Headers = ()
+    ) -> Delivery:
+        if not self._log.reachable:
+            return _Arrived(-1)
+        part = self._log.topics[topic].partitions[partition]
+        now = time.time_ns() // 1_000_000
+        part.records[part.end] = MemoryRecord(topic, partition, part.end, key, value, tuple(headers), now)
+        part.end += 1
+        return _Arrived(part.end - 1)
+
+    def flush(self, timeout_s: float) -> None:
+        if not self._log.reachable:
+            raise StreamError("records were not acknowledged: the memory log is out of reach")
+
+    def close(self) -> None:
+        """Nothing is open."""
