@@ -14,10 +14,11 @@ import typer
 from typer.testing import CliRunner
 
 from anabranch.commands import stream
-from common.errors import DataError, InvalidSetting, MalformedEvent, NoModel, PortInUse
+from common.errors import CheckpointMismatch, DataError, InvalidSetting, MalformedEvent, NoModel, PortInUse
 from common.events import Interaction, encode_event
+from common.snapshots import read_snapshot
 from stream.broker import EmbeddedBroker, speaks_kafka
-from stream.checkpoint import CheckpointStore
+from stream.checkpoint import SNAPSHOTS, CheckpointStore
 
 app = typer.Typer(pretty_exceptions_enable=False)
 app.command("broker")(stream.broker)
@@ -70,8 +71,21 @@ def test_produce_learn_status(servers: str, tmp_path: Path) -> None:
     status = run_json("stream", "status", *store)
     assert (status["events"], status["offsets"]) == (600, learned["offsets"])
     assert status["age_seconds"] >= 0
-    assert status["snapshot"]
+    assert read_snapshot(tmp_path / "store" / SNAPSHOTS / status["snapshot"]).blend is not None
     assert "600 events" in run("stream", "status", *store)
+
+
+def test_factors_alone_where_they_are_asked_for(servers: str, tmp_path: Path) -> None:
+    where = ["--bootstrap-servers", servers]
+    run("stream", "produce", "--data", DATA, "--limit", "50", *where)
+    store = ["--store", str(tmp_path), "--until-events", "50"]
+    learned = run_json("stream", "learn", *where, *store, "--learner", "mf", "--factors", "8")
+    status = run_json("stream", "status", "--store", str(tmp_path))
+    assert read_snapshot(tmp_path / SNAPSHOTS / status["snapshot"]).blend is None
+    with pytest.raises(CheckpointMismatch, match="--learner mf goes on with it"):
+        run("stream", "learn", *where, *store)
+    again = run_json("stream", "learn", *where, *store, "--learner", "mf", "--factors", "8")
+    assert again["state_sha256"] == learned["state_sha256"]
 
 
 def test_limit_and_start(servers: str) -> None:

@@ -1,7 +1,7 @@
 """What is served is what the stream's learner says itself: same items, same order, same scores, and true reasons."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -9,11 +9,13 @@ import httpx
 import numpy as np
 import pytest
 
+from common.blends import BlendMembers
+from common.errors import ArtifactCorrupt, CheckpointMismatch
 from common.items import Catalogue, Item
 from common.settings import feedback_of
 from server.registry import Registry
 from server.serving.app import create_app
-from server.serving.bundle import Bundle, load_bundle
+from server.serving.bundle import Bundle, align, load_bundle
 from server.serving.query import QueryTexts
 from server.serving.recommend import Question, Slate, recommend
 from server.serving.reload import ReloadingSource
@@ -296,3 +298,56 @@ def test_from_the_topic_to_the_answer_over_http(tmp_path: Path) -> None:
             dict(learner.top_k("stranger", 10, history=history)),
         )
         assert client.get("/v1/model").json()["stream"]["events"] == learner.events
+
+
+def test_a_store_of_factors_alone_is_served_and_refused_to_the_blend(tmp_path: Path) -> None:
+    registry = new_store(tmp_path, shop())
+    publish(registry, "v000001")
+    with EmbeddedBroker() as broker:
+        produce(some_events(200), log=KafkaLog(broker.bootstrap_servers), topic="clicks", partitions=1)
+        settings = WorkerSettings(broker.bootstrap_servers, "clicks", tmp_path, until_events=200)
+        factors = StreamWorker(settings, MF(n_factors=8, negatives=5), items=registry.catalogue.ids)
+        factors.run()
+        with pytest.raises(CheckpointMismatch, match=r"kind 'MF'; expected kind 'Blend'.*--learner mf"):
+            StreamWorker(settings).run()
+    bundle = load_bundle(registry)
+    user = factors.state.learner.user_ids[0]
+    slate = ask(bundle, Question(user_id=user, k=5, explain=True))
+    kinds = {reason.kind for item in slate.items for reason in item.reasons}
+    assert len(slate.items) == 5
+    assert "factors" in kinds
+    assert "neighbours" not in kinds
+
+
+def test_a_blend_that_is_not_finite_is_not_served(tmp_path: Path) -> None:
+    case = served(tmp_path, small_blend())
+    snapshot = case.learner.snapshot({})
+    assert snapshot.blend is not None
+    weights = snapshot.blend.weights.copy()
+    weights[1, 2] = np.nan
+    publish_snapshot(tmp_path, replace(snapshot, blend=replace(snapshot.blend, weights=weights)), 2, 6)
+    with pytest.raises(ArtifactCorrupt, match=r"'blend.weights'.*not finite"):
+        load_bundle(Registry.open(tmp_path))
+
+
+def test_items_that_the_catalogue_lost_leave_the_pairs(tmp_path: Path) -> None:
+    case = served(tmp_path, small_blend())
+    whole = case.learner.snapshot({})
+    kept = [item for item in case.bundle.catalogue if item.item_id not in CLICKED[:10]]
+    moved = align(whole, Catalogue([Item("other", "Other", "other"), *kept]))
+    assert whole.blend is not None
+    assert moved.blend is not None
+    assert pairs_by_name(moved.item_ids, moved.blend) == {
+        pair: weight
+        for pair, weight in pairs_by_name(whole.item_ids, whole.blend).items()
+        if not set(pair) & set(CLICKED[:10])
+    }
+    assert moved.blend.popularity[0] == np.float32(whole.blend.unknown_popularity)
+
+
+def pairs_by_name(ids: Sequence[str], blend: BlendMembers) -> dict[tuple[str, str], float]:
+    rows = np.repeat(np.arange(len(ids)), np.diff(blend.pair_starts)).tolist()
+    return {
+        (ids[row], ids[item]): float(weight)
+        for row, item, weight in zip(rows, blend.pair_items.tolist(), blend.pair_weights, strict=True)
+    }
