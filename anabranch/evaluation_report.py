@@ -5,7 +5,7 @@ from typing import Any
 
 from anabranch.evaluation import Evaluation, Row
 from anabranch.evaluation_settings import CENTRALISED, FEDERATED, row_name
-from anabranch.report import Block, Bullets, Line, Plot, Report, Section, Table, Text
+from anabranch.report import Block, Bullets, Line, Plot, Report, Section, Table, Text, protocol_table
 from server.evaluate import NEGATIVES
 from server.slices import QUANTILES
 
@@ -67,7 +67,7 @@ def compose(evaluation: Evaluation) -> Report:
             Section("Privacy", _privacy(evaluation)),
             Section("Over the rounds", _rounds(evaluation)),
             Section("Slices", (*_slices(evaluation.rows), _clients(evaluation.rows))),
-            Section("Protocol", (_protocol(evaluation.protocol),)),
+            Section("Protocol", (protocol_table(evaluation.protocol),)),
         ),
     )
 
@@ -227,14 +227,3 @@ def _clients(rows: Mapping[str, Row]) -> Table:
         ("", "mean of the worst 10%", *(f"{each}th percentile" for each in QUANTILES)),
         body,
     )
-
-
-def _protocol(protocol: Mapping[str, Any]) -> Table:
-    body = [(name.replace("_", " "), _in_words(value)) for name, value in protocol.items()]
-    return Table("How these figures came about", ("", ""), body)
-
-
-def _in_words(value: object) -> str:
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key.replace('_', ' ')} {_in_words(each)}" for key, each in value.items())
-    return f"{value:g}" if isinstance(value, float) else str(value)

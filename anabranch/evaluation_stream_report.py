@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from anabranch.evaluation_stream import OURS, WITHOUT_CONTENT
-from anabranch.report import Bullets, Line, Plot, Report, Section, Table, Text
+from anabranch.report import Bullets, Line, Plot, Report, Section, Table, Text, protocol_table
 
 NAMES = {
     "random": "random",
@@ -76,7 +76,7 @@ def compose(payload: Mapping[str, Any]) -> Report:
     ]
     if payload["cold"] is not None:
         sections.append(Section("Cold items", _cold(payload["cold"], k)))
-    sections.append(Section("Protocol", (_protocol(payload["protocol"]),)))
+    sections.append(Section("Protocol", (protocol_table(payload["protocol"]),)))
     return Report(f"Streaming evaluation on {payload['protocol']['data']}", tuple(sections))
 
 
@@ -156,14 +156,3 @@ def _cold(cold: Mapping[str, Any], k: int) -> tuple[Table | Text, ...]:
         if cold[key] is not None
     )
     return Table(caption, ("", *_columns(k)), body), Text(f"Ours reaches {told}.")
-
-
-def _protocol(protocol: Mapping[str, Any]) -> Table:
-    body = [(name.replace("_", " "), _in_words(value)) for name, value in protocol.items()]
-    return Table("How these figures came about", ("", ""), body)
-
-
-def _in_words(value: object) -> str:
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key} {_in_words(each)}" for key, each in value.items())
-    return f"{value:g}" if isinstance(value, float) else str(value)

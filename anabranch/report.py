@@ -114,6 +114,18 @@ def write_report(report: Report, folder: Path, name: str) -> tuple[Path, Path]:
     return markdown, page
 
 
+def protocol_table(protocol: Mapping[str, object], leave_out: Sequence[str] = ()) -> Table:
+    """Return how figures came about as a table, names in words; nested mappings in one cell."""
+    body = [(name.replace("_", " "), _in_words(value)) for name, value in protocol.items() if name not in leave_out]
+    return Table("How these figures came about", ("", ""), body)
+
+
+def _in_words(value: object) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key.replace('_', ' ')} {_in_words(each)}" for key, each in value.items())
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
 # -- Markdown --------------------------------------------------------------------------------------------------------
 
 

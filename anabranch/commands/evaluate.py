@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from anabranch.commands import evaluate_audit, evaluate_stream
+from anabranch.commands import evaluate_audit, evaluate_forgetting, evaluate_stream
 from anabranch.output import Output
 from common.errors import InvalidSetting
 
@@ -19,6 +19,7 @@ STORE = Path("anabranch-evaluation")
 
 app = typer.Typer(no_args_is_help=True, help="Measure what was learned, beside what it must be compared with.")
 app.command("audit")(evaluate_audit.audit)
+app.command("forgetting")(evaluate_forgetting.forgetting)
 app.command("stream")(evaluate_stream.stream)
 
 

@@ -10,7 +10,7 @@ from river.reco.base import Ranker
 from common.errors import CheckpointMismatch, InvalidSetting
 from common.ids import arrays_sha256
 from stream.learner.admission import checked_id, learnable_id, weight_of
-from stream.learner.kernels import SeenLog, UserRows, note_positive, rank_among, seen_rows
+from stream.learner.kernels import SeenLog, UserRows, rank_among, seen_rows
 from stream.learner.params import check_params, params_json
 from stream.learner.retention import Retention
 
@@ -319,17 +319,21 @@ class ArrayRanker(Ranker):  # type: ignore[misc]  # river has no types
     def _seated(self, history: Iterable[str]) -> Iterator[int]:
         """Give a row that has the history: behind the known users and entries, where nothing is state."""
         liked = [row for item in history if (row := self.item_row(item)) is not None]
-        row = self.n_users
+        row, size, each = self.n_users, self._log_size, list(dict.fromkeys(liked))
         self._make_room_for_user(row)
-        self._make_room(len(set(liked)))
-        self._users.newest[row], size, seen = -1, self._log_size, set[int]()
+        self._make_room(len(each))
+        users, entries = self._users, slice(size, size + len(each))
+        self._log.item[entries], self._log.previous[entries] = (
+            each,
+            [-1, *range(size, size + len(each) - 1)][: len(each)],
+        )
+        newest = np.arange(max(0, len(liked) - self.window), len(liked))
         try:
-            for item in liked:
-                size = note_positive(self._users, self._log, size, row, item, item in seen)
-                seen.add(item)
+            users.ring[row][newest % self.window] = liked[-self.window :]
+            users.positives[row], users.newest[row] = len(liked), size + len(each) - 1 if each else -1
             yield row
         finally:
-            self._users.ring[row], self._users.positives[row] = 0, 0
+            users.ring[row], users.positives[row] = 0, 0
 
     def predict_one(self, user: str, item: str, x: Mapping[str, object] | None = None) -> float:
         """Return the score; an unknown user has no history, an unknown item the score it would start with."""

@@ -204,9 +204,14 @@ class PeriodicEase:
             seen[row] = None
         self._likes += 1
         if self._likes % self._every == 0:
-            self._fit()
+            self.fit()
 
-    def _fit(self) -> None:
+    def scores_of(self, history: Sequence[str]) -> np.ndarray:
+        """Return the sum of the similarities to the items of a history, float32 [n]."""
+        scored: np.ndarray = self._similar[[self._rows[item] for item in dict.fromkeys(history)]].sum(axis=0)
+        return scored
+
+    def fit(self) -> None:
         """Return to the closed form over the items that were liked."""
         known = np.flatnonzero(np.diagonal(self._gram))
         gram = self._gram[np.ix_(known, known)]
