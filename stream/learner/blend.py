@@ -1,5 +1,6 @@
 """Neighbours, factors, content and popularity as one opinion, with weights learned from the same clicks."""
 
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -7,12 +8,12 @@ import numpy as np
 from common.blends import MEMBERS, BlendMembers
 from common.errors import InvalidSetting
 from common.snapshots import MFSnapshot
-from stream.learner.blending import Learned, Opinions, ask_all, flattened, teach_all, weigh
+from stream.learner.blending import Learned, Opinions, ask_all, flattened, teach_all
 from stream.learner.factors import FactorsPart
 from stream.learner.freeze import frozen_snapshot
 from stream.learner.haste import Haste
 from stream.learner.neighbours import NeighboursPart
-from stream.learner.parts import Event, PartRanker, check_counts, check_rates
+from stream.learner.parts import PartRanker, check_counts, check_rates
 from stream.learner.popularity import PopularityPart
 from stream.learner.retention import Retention
 from stream.learner.text import TextSpace, checked_vectors
@@ -130,6 +131,7 @@ class Blend(PartRanker):
         self._neighbours = NeighboursPart(window, places, gap, neighbour_recency, alpha, beta, 1.0)
         self._popularity = PopularityPart(half_life, 0.5)
         self._last: tuple[tuple[int, int, int], Opinions] | None = None
+        self._nothing_said = _opinions_of(0)
         parts = (self._neighbours, self._factors, self._texts, self._popularity)
         super().__init__(parts, seed, window, Retention(ttl_days, admit_at))
         self._fixed_arrays |= self._haste.fixed_arrays()
@@ -149,7 +151,7 @@ class Blend(PartRanker):
                 self._factors.items,
                 self._factors.taste,
                 self._texts.rows,
-                self._popularity.mass,
+                self._popularity.masses,
             )
             self._flat = flattened(learned, self._neighbours.query, self._factors.tools)
 
@@ -206,15 +208,10 @@ class Blend(PartRanker):
         return self._last[1]
 
     def _ask(self, row: int, unknown: int) -> Opinions:
-        size = self.n_items + unknown
-        opinions = Opinions(
-            np.empty((len(MEMBERS), size), dtype=np.float32),
-            np.empty(size, dtype=np.float32),
-            np.empty(size, dtype=np.bool_),
-        )
+        opinions = _opinions_of(self.n_items + unknown)
         ask_all(
             self._texts.described,
-            self._popularity.scale(self._events),
+            self._events,
             row,
             self._weights_of(row),
             not self.repeats,
@@ -226,8 +223,7 @@ class Blend(PartRanker):
 
     def _weights_of(self, row: int) -> np.ndarray:
         length = 0 if row < 0 else int(self._users.positives[row])
-        bucket = sum(length >= least for least in BUCKETS) - 1
-        weights: np.ndarray = self._fixed_arrays["weights"][bucket]
+        weights: np.ndarray = self._fixed_arrays["weights"][bisect_right(BUCKETS, length) - 1]
         return weights
 
     def quicken(self) -> None:
@@ -243,22 +239,27 @@ class Blend(PartRanker):
         if weight < 0:
             super()._learn(user, item, weight)
             return
-        self._learn_weights(user, item, weight)
-        self._popularity.like(Event(self._events, user, item, weight, self.n_items))
+        row = user if self._users.positives[user] else -1
+        rate = self._weight_rate(weight)
         self._log_size = teach_all(
-            self._texts.described, self.n_items, self._events, user, item, weight, self._log_size, *self._flat
+            self._texts.described,
+            self.n_items,
+            self._events,
+            user,
+            item,
+            weight,
+            self._log_size,
+            *(self._opinions(row) if rate else self._nothing_said),
+            self._weights_of(row),
+            rate,
+            float(self.focus),
+            *self._flat,
         )
 
-    def _learn_weights(self, user: int, item: int, weight: float) -> None:
-        """One step of the weights, from what the members say before they learn the event."""
+    def _weight_rate(self, weight: float) -> float:
+        """Return the rate at which the weights learn this event, 0 for not at all."""
         stride = -(-self.n_items // MOST_WEIGHED)
-        if self.weight_lr == 0.0 or self._events % stride:
-            return
-        row = user if self._users.positives[user] else -1
-        opinions = self._opinions(row)
-        if not opinions.hidden[item]:
-            rate = float(self.weight_lr * min(weight, 1.0))
-            weigh(*opinions, item, self._weights_of(row), rate, float(self.focus))
+        return 0.0 if self._events % stride else float(self.weight_lr * min(weight, 1.0))
 
     def snapshot(self, offsets: Mapping[str, Mapping[str, int]]) -> MFSnapshot:
         """Return frozen copies of all members and weights, for serving.
@@ -297,3 +298,12 @@ class Blend(PartRanker):
             text_columns=self.text_dimensions if self._texts.described else 0,
             repeats=self.repeats,
         )
+
+
+def _opinions_of(items: int) -> Opinions:
+    """Return room for what is said of so many items."""
+    return Opinions(
+        np.empty((len(MEMBERS), items), dtype=np.float32),
+        np.empty(items, dtype=np.float32),
+        np.empty(items, dtype=np.bool_),
+    )

@@ -21,7 +21,7 @@ from stream.learner.kernels import (
     note_positive,
 )
 from stream.learner.neighbours import Pairs, Query, learn_neighbours, score_neighbours
-from stream.learner.popularity import score_mass
+from stream.learner.popularity import Masses, add_mass, fade_of, score_mass
 
 _LEAST_SPREAD = 1e-6
 
@@ -36,7 +36,7 @@ class Learned(NamedTuple):
     items: ItemRows
     taste: Taste
     texts: np.ndarray
-    mass: np.ndarray
+    masses: Masses
 
 
 class Opinions(NamedTuple):
@@ -75,11 +75,11 @@ def rebuilt(flat: Flat) -> tuple[Learned, Query, Tools]:
         ItemRows(f[9], f[10], f[11], f[12], f[13], f[14]),
         Taste(f[15], f[16], f[17], f[18]),
         f[19],
-        f[20],
+        Masses(f[20], f[21], f[22]),
     )
-    rule = Rule(f[25], f[26], f[27], f[28], f[29], f[30])
-    scratch = Scratch(f[32], f[33], f[34], f[35], f[36])
-    return learned, Query(f[21], f[22], f[23], f[24]), Tools(rule, f[31], scratch, Room(f[37], f[38], f[39]))
+    rule = Rule(f[27], f[28], f[29], f[30], f[31], f[32])
+    scratch = Scratch(f[34], f[35], f[36], f[37], f[38])
+    return learned, Query(f[23], f[24], f[25], f[26]), Tools(rule, f[33], scratch, Room(f[39], f[40], f[41]))
 
 
 @compiled_sum
@@ -154,7 +154,7 @@ def score_rows(
 @compiled
 def ask_all(
     described: bool,
-    fade: float,
+    event: int,
     user: int,
     weights: np.ndarray,
     hide: bool,
@@ -167,7 +167,7 @@ def ask_all(
     """Fill in the opinions for a user, -1 for one without history.
 
     They have room for `n_items` items or for more; the latter are unknown ones, of which no member knows anything.
-    `fade` is what popularity is multiplied with now; `flat` is `Learned`, `Query` and `Tools`, flattened.
+    `event` is the number of the next event; `flat` is `Learned`, `Query` and `Tools`, flattened.
     """
     learned, query, tools = rebuilt(flat)
     hidden[:] = False
@@ -179,7 +179,8 @@ def ask_all(
     z[:, n_items:] = np.float32(0.0)
     score_neighbours(learned.pairs, learned.users, learned.counts, query, user, z[0, :n_items])
     score_rows(learned, tools, described, user, z[1, :n_items], z[2, :n_items])
-    score_mass(learned.mass, fade, z[3, :n_items])
+    fade = fade_of(learned.masses.since, event, learned.masses.half_life)
+    score_mass(learned.masses.mass, fade, z[3, :n_items])
     score_mass(np.zeros(z.shape[1] - n_items, dtype=np.float64), fade, z[3, n_items:])
     mix_opinions(z, hidden, weights, total)
 
@@ -238,10 +239,22 @@ def teach_all(
     item: int,
     weight: float,
     log_size: int,
+    z: np.ndarray,
+    total: np.ndarray,
+    hidden: np.ndarray,
+    weights: np.ndarray,
+    rate: float,
+    focus: float,
     *flat: Any,
 ) -> int:
-    """Teach neighbours and factors a liked event, count it and note it; return the log's new size."""
+    """Learn a liked event: weights from the opinions before it, all members, count and note it; return the log's size.
+
+    A rate of 0 leaves the weights alone, and the opinions may be of nobody.
+    """
     learned, query, tools = rebuilt(flat)
+    if rate > 0.0 and not hidden[item]:
+        weigh(z, total, hidden, item, weights, rate, focus)
+    add_mass(learned.masses.mass, learned.masses.since, learned.masses.half_life, event, item, 1.0)
     mark_seen(learned.log, learned.users.newest[user], tools.scratch.marks, event + 1)
     amount = np.float32(weight)
     learn_liked(

@@ -1,6 +1,7 @@
 """How often an item was liked: ever (the control that every report shows), and lately."""
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 
@@ -67,6 +68,32 @@ def score_mass(mass: np.ndarray, scale: float, out: np.ndarray) -> None:
         out[row] = log_32(np.float32(mass[row] * scale) + np.float32(FLOOR))
 
 
+class Masses(NamedTuple):
+    """Masses, float64 [capacity], the event that they are as of, int64 [1], and in how many events half is lost."""
+
+    mass: np.ndarray
+    since: np.ndarray
+    half_life: float
+
+
+@compiled
+def fade_of(since: np.ndarray, event: int, half_life: float) -> float:
+    """Return what a mass as of the event ``since[0]`` must be multiplied with at a later one."""
+    fade: float = 0.5 ** ((event - since[0]) / half_life)
+    return fade
+
+
+@compiled
+def add_mass(mass: np.ndarray, since: np.ndarray, half_life: float, event: int, item: int, amount: float) -> None:
+    """Add to what is left of an item's mass at an event, down to 0; `since` moves up when numbers become too large."""
+    scale = fade_of(since, event, half_life)
+    if scale < _LEAST_SCALE:
+        mass *= scale
+        since[0] = event
+        scale = 1.0
+    mass[item] = max(0.0, mass[item] + amount / scale)
+
+
 class PopularityPart(Part):
     """The arithmetic of `DecayedPopularity`.
 
@@ -78,7 +105,7 @@ class PopularityPart(Part):
 
     def __init__(self, half_life: float, dislike: float) -> None:
         check_rates({"half_life": half_life, "dislike": dislike}, zero_allowed=frozenset({"dislike"}))
-        self._half_life, self._dislike = half_life, dislike
+        self._half_life, self._dislike = float(half_life), dislike
 
     def item_arrays(self) -> Arrays:
         """Return the item arrays, each of no rows."""
@@ -93,13 +120,13 @@ class PopularityPart(Part):
         self._mass, self._since = items["mass"], fixed["since"]
 
     @property
-    def mass(self) -> np.ndarray:
-        """The masses, float64 [capacity]."""
-        return self._mass
+    def masses(self) -> Masses:
+        """What was learned, and how it fades."""
+        return Masses(self._mass, self._since, self._half_life)
 
     def scale(self, event: int) -> float:
         """Return what a mass must be multiplied with at an event."""
-        return float(0.5 ** ((event - int(self._since[0])) / self._half_life))
+        return float(fade_of(self._since, event, self._half_life))
 
     def score(self, user: int, event: int, out: np.ndarray) -> None:
         """Write the scores, the same for every user."""
@@ -120,12 +147,7 @@ class PopularityPart(Part):
         self._add(event, -self._dislike)
 
     def _add(self, event: Event, amount: float) -> None:
-        scale = self.scale(event.number)
-        if scale < _LEAST_SCALE:
-            self._mass *= scale
-            self._since[0] = event.number
-            scale = 1.0
-        self._mass[event.item] = max(0.0, float(self._mass[event.item]) + amount / scale)
+        add_mass(self._mass, self._since, self._half_life, event.number, event.item, amount)
 
 
 class DecayedPopularity(PartRanker):
