@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 
-from anabranch.item_texts import item_texts
+from anabranch.item_texts import NewestTexts
 from anabranch.recommender import lazy_queries
 from anabranch.simulation import Simulation, SimulationResult, SimulationSettings
 from common.clock import Clock, wall_clock
@@ -203,7 +203,7 @@ def _stream_through(
                 ),
                 Blend(),
                 items=dataset.catalogue.ids,
-                texts=item_texts(store),
+                texts=NewestTexts(store, note),
                 stopping=lambda: _failed(sending),
                 notice=note,
                 progress=progress,

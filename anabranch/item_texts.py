@@ -1,23 +1,40 @@
 """What the federated side says of the items' texts, told to the stream's learner."""
 
+from collections.abc import Callable
 from pathlib import Path
 
-from common.errors import NoModel
-from server.registry import Registry
+from common.errors import AnabranchError, NoModel
+from server.registry import CURRENT, Registry
 from server.serving.bundle import load_model
 from stream.state import ItemTexts
 
 
-def item_texts(store: Path) -> ItemTexts | None:
-    """Return the vectors of the store's current model, or None before there is one.
+class NewestTexts:
+    """The vectors of a store's current model, each version's once.
 
-    Raises
-    ------
-    StoreMismatch, ArtifactCorrupt
-        When the model cannot be read.
+    Parameters
+    ----------
+    store
+        Its folder; it may still lack a model.
+    notice
+        Told about a version that cannot be read; the texts before it stay.
     """
-    try:
-        registry = Registry.open(store)
-        return ItemTexts(registry.catalogue.ids, load_model(registry).item_vectors)
-    except NoModel:
-        return None
+
+    def __init__(self, store: Path, notice: Callable[[str], None]) -> None:
+        self._store, self._notice = store, notice
+        self._told: str | None = None
+
+    def __call__(self) -> ItemTexts | None:
+        """Return the current version's texts, or None when there is no version, or none since the last call."""
+        try:
+            registry = Registry.open(self._store)
+            name = registry.pointer(CURRENT)
+            if name is None or name == self._told:
+                return None
+            self._told = name
+            return ItemTexts(registry.catalogue.ids, load_model(registry, name).item_vectors)
+        except NoModel:
+            return None
+        except AnabranchError as error:
+            self._notice(f"the items' texts are not taken from {self._store}: {error}")
+            return None

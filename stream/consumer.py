@@ -35,6 +35,8 @@ __all__ = ["LearnReport", "StreamWorker", "WorkerSettings"]
 _POLL_S = 0.2
 _LOOK_AGAIN_S = 10.0
 """A silent topic is looked up this often: a broker that was replaced answers polls with nothing, for ever."""
+_TEXTS_S = 10.0
+"""Newer texts are asked for this often."""
 _LETTER_BYTES = 16 * 1024 * 1024
 """Dead letters of this size are stored and sent, however few records that took."""
 _LEAVE_WITHIN_S = 4.0
@@ -55,7 +57,8 @@ class StreamWorker:
     items
         Candidates from the start (a catalogue's ids).
     texts
-        Text vectors of items, for a learner that takes them; newer ones than the checkpoint's take their place.
+        Gives text vectors of items, for a learner that takes them, or None when there are none, or none newer than
+        those it gave before. Asked at the start and now and then; newer ones take the place of the checkpoint's.
     decode
         Bytes to event.
     stopping
@@ -77,7 +80,7 @@ class StreamWorker:
         *,
         log: Log | None = None,
         items: tuple[str, ...] = (),
-        texts: ItemTexts | None = None,
+        texts: Callable[[], ItemTexts | None] = lambda: None,
         decode: Decoder = decode_event,
         stopping: Callable[[], bool] = lambda: False,
         notice: Callable[[str], None] = lambda _: None,
@@ -104,6 +107,7 @@ class StreamWorker:
         self._stored_offsets = "the beginning"
         self._stored_at = 0.0
         self._last_record = 0.0
+        self._described_at = 0.0
         self._sequence = 0
 
     def run(self) -> LearnReport:
@@ -158,9 +162,15 @@ class StreamWorker:
             self._stored_offsets = self._shown_offsets()
         known = self.state.learner.n_items
         self.state.add_items(self._items)
-        described = self._texts is not None and self.state.describe(self._texts)
+        described = self._describe()
         self._changed = found is None or described or self.state.learner.n_items > known
         self._stored_at = self._last_record = time.monotonic()
+
+    def _describe(self) -> bool:
+        """Tell the learner newer texts, if there are any; return whether that changed anything."""
+        self._described_at = time.monotonic()
+        texts = self._texts()
+        return texts is not None and self.state.describe(texts)
 
     def _identify(self, info: TopicInfo) -> None:
         """Compare the topic with the one that was learned, and act by the policy when it is another."""
@@ -226,6 +236,10 @@ class StreamWorker:
                 if self._idle():
                     return
                 looked = time.monotonic()
+            if time.monotonic() - self._described_at > _TEXTS_S and self._describe():
+                self._changed = True
+                if not self._breaker.suspects:
+                    self._checkpoint(source, letters)
             if self._checkpoint_due(letters):
                 self._checkpoint(source, letters)
 

@@ -213,7 +213,7 @@ def learn(
     Example:
       anabranch stream learn --idle-timeout 10
     """
-    from anabranch.item_texts import item_texts
+    from anabranch.item_texts import NewestTexts
     from stream.consumer import StreamWorker
     from stream.settings import WorkerSettings
 
@@ -233,7 +233,7 @@ def learn(
     )
     fresh = _fresh_learner(learner, factors, negatives, repeats, ttl_days, admit_at, drift_boost, seed)
     items = _catalogue_ids(store) if from_catalogue else ()
-    texts = item_texts(store) if from_catalogue and learner == "blend" else None
+    texts = NewestTexts(store, out.note) if from_catalogue and learner == "blend" else lambda: None
     with stop_on_signals() as stopping, out.progress() as progress:
         worker = StreamWorker(
             settings, fresh, items=items, texts=texts, stopping=stopping, notice=out.note, progress=progress

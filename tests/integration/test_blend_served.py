@@ -263,7 +263,7 @@ def test_a_query_steers_and_the_parts_still_add_up(told: Served) -> None:
 def learn(servers: str, store: Path, registry: Registry, until: int) -> tuple[StreamWorker, LearnReport]:
     settings = WorkerSettings(servers, "clicks", store, until_events=until, checkpoint_events=70)
     texts = ItemTexts(registry.catalogue.ids, vectors_of(registry))
-    worker = StreamWorker(settings, small_blend(), items=registry.catalogue.ids, texts=texts)
+    worker = StreamWorker(settings, small_blend(), items=registry.catalogue.ids, texts=lambda: texts)
     return worker, worker.run()
 
 

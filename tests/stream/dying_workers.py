@@ -51,7 +51,7 @@ def _work(servers: str, topic: str, store: Path, total: int, kind: str, place: s
     elif place == "commit":  # after step 3
         KafkaSource.commit = _dies_after(count, KafkaSource.commit, before=True)  # type: ignore[method-assign]  # the fault
     settings = settings_of(servers, topic, store, total)
-    StreamWorker(settings, small_learner(kind), texts=some_texts(), decode=decode).run()
+    StreamWorker(settings, small_learner(kind), texts=some_texts, decode=decode).run()
 
 
 def main(servers: str, topic: str, store: str, total: str, kind: str, *deaths: str) -> None:

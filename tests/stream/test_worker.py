@@ -94,7 +94,7 @@ def test_killed_anywhere_it_ends_as_if_never_killed(embedded: str, topic: str, t
 
     def worker(folder: str) -> StreamWorker:
         settings = settings_of(embedded, topic, tmp_path / folder, TOTAL)
-        return StreamWorker(settings, small_learner(kind), texts=some_texts())
+        return StreamWorker(settings, small_learner(kind), texts=some_texts)
 
     whole = worker("whole").run()
     rng = np.random.default_rng(11)
@@ -129,13 +129,43 @@ def test_newer_texts_take_the_place_of_the_checkpoints(embedded: str, topic: str
     settings = WorkerSettings(embedded, topic, tmp_path, idle_timeout_s=0.5)
 
     def run(texts: ItemTexts) -> str:
-        return StreamWorker(settings, small_learner("blend"), texts=texts).run().state_sha256
+        return StreamWorker(settings, small_learner("blend"), texts=lambda: texts).run().state_sha256
 
     first = run(some_texts())
     assert run(some_texts()) == first
     second = run(some_texts(seed=1))
     assert second != first
     assert run(some_texts(seed=1)) == second
+
+
+def test_texts_that_come_while_it_runs_are_taken_and_stored(
+    embedded: str, topic: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No click comes after them: the answers must have them all the same."""
+    monkeypatch.setattr("stream.consumer._TEXTS_S", 0.05)
+    put(embedded, topic, [encode_event(event) for event in some_events(60)])
+    pending = [None, some_texts(), None, some_texts(seed=1)]
+    seen: list[int] = []
+
+    def texts() -> ItemTexts | None:
+        return pending.pop(0) if pending else None
+
+    def stopping() -> bool:
+        name = current_snapshot(tmp_path)
+        if name is not None:
+            blend = read_snapshot(tmp_path / SNAPSHOTS / name).blend
+            assert blend is not None
+            if blend.text_columns not in seen:
+                seen.append(blend.text_columns)
+        return False
+
+    settings = WorkerSettings(embedded, topic, tmp_path, idle_timeout_s=1.5, checkpoint_events=20)
+    worker = StreamWorker(settings, small_learner("blend"), texts=texts, stopping=stopping)
+    report = worker.run()
+    assert not pending
+    assert seen[-1] == 4
+    again = StreamWorker(settings, small_learner("blend"), texts=lambda: some_texts(seed=1)).run()
+    assert (again.state_sha256, again.events) == (report.state_sha256, 60)
 
 
 def test_a_raising_decoder_never_stalls(servers: str, topic: str, tmp_path: Path) -> None:
