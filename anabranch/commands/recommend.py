@@ -100,7 +100,10 @@ def _draw(console: Console, slate: Mapping[str, Any]) -> None:
 
 
 def _reason(reason: Mapping[str, Any]) -> str:
-    words = f"you liked {reason['text']}" if reason["kind"] == "because-you-liked" else str(reason["text"])
+    words = str(reason["text"])
+    if reason["kind"] == "because-you-liked":
+        members = sorted(reason["members"], key=lambda kind: -reason["members"][kind])
+        words = f"you liked {words} ({', '.join(members)})"
     return f"{reason['weight']:+.2f} {escape(words)}"
 
 

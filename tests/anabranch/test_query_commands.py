@@ -64,7 +64,7 @@ def test_recommend_as_json_and_as_table(store: Registry) -> None:
     assert [item["item_id"] for item in slate["items"]] == ["18", "16"]
     assert "reasons" not in slate["items"][0]
     table = run("recommend", "--history", "1, 3,ghost", "-k", "2", "--explain", "--store", str(store.root))
-    assert "you liked Square 3" in table
+    assert "you liked Square 3 (factors, text)" in table
     assert "1 unknown item(s)" in table
 
 
