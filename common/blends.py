@@ -8,7 +8,7 @@ import numpy as np
 
 from common.errors import ArtifactCorrupt
 
-SCHEMA = 1
+SCHEMA = 2
 """Version of what a snapshot says of a blend; another one is refused."""
 MEMBERS = ("neighbours", "factors", "content", "popularity")
 BLEND_ARRAYS = (
@@ -19,6 +19,7 @@ BLEND_ARRAYS = (
     "neighbour_decay",
     "popularity",
     "positives",
+    "habit",
 )
 
 
@@ -36,6 +37,8 @@ class BlendMembers:
       of the history as its users are folded from `history_factors`;
     - popularity: as it stands here, the same for everybody.
 
+    Where there are habits, each item that the user liked before gets its `habit` on top.
+
     Parameters
     ----------
     weights
@@ -49,6 +52,8 @@ class BlendMembers:
         float32 [n].
     positives
         Likes of each user, those beyond the window included, int64 [u].
+    habit
+        float32 [s], one for each of the snapshot's `seen_items`; or [0], where users like nothing twice.
     buckets
         Least length of history of each row of `weights`, rising from 0.
     unknown_popularity
@@ -66,6 +71,7 @@ class BlendMembers:
     neighbour_decay: np.ndarray
     popularity: np.ndarray
     positives: np.ndarray
+    habit: np.ndarray
     buckets: tuple[int, ...]
     unknown_popularity: float
     text_columns: int
@@ -118,6 +124,8 @@ def read_blend(arrays: Mapping[str, np.ndarray], details: Mapping[str, Any], whe
         repeats=bool(details["repeats"]),
     )
     _check(blend, where)
+    if len(blend.habit) not in (0, len(arrays.get("seen_items", ()))):
+        raise ArtifactCorrupt(f"tensor 'blend.habit' of {where} does not fit the tensor 'seen_items'")
     return blend
 
 

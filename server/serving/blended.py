@@ -48,11 +48,14 @@ class Asked:
         How many there are in all; the oldest may be missing in `history`.
     seen
         Rows of all items liked.
+    habit
+        What habit adds to the first items of `seen`, float32.
     """
 
     history: np.ndarray
     likes: int
     seen: np.ndarray
+    habit: np.ndarray
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,16 +130,21 @@ def blended(bundle: Bundle, stream: Stream, blend: BlendMembers, asked: Asked, q
     raw, sums = _raw(bundle, snapshot, blend, asked.history)
     z, spread = _standardised(raw, shown)
     weights = blend.weights_of(asked.likes)
-    scores = weights @ z
+    again = np.zeros(len(shown))
+    again[asked.seen[: len(asked.habit)]] = asked.habit
+    scores = weights @ z + again
     members: dict[MemberKind, Member] = {}
     if query is not None:
-        weights = weights * _beside_query(scores[shown], bool(len(asked.history)))
+        share = _beside_query(scores[shown], bool(len(asked.history)))
+        weights, again = weights * share, again * share
         asking, own = standardised(bundle.model.item_vectors @ query, shown)
         members["query"] = Member(asking, np.broadcast_to(np.float64(QUERY_WEIGHT), asking.shape), own, shown)
-        scores = weights @ z + QUERY_WEIGHT * asking
+        scores = weights @ z + again + QUERY_WEIGHT * asking
     for place, kind in enumerate(KINDS):
         coefficient = np.broadcast_to(weights[place], scores.shape)
         members[kind] = Member(z[place], coefficient, float(spread[place]), shown, sums.get(kind))
+    if len(asked.habit):
+        members["habit"] = Member(again, np.ones_like(again), np.inf, shown)
     return Fused(scores, MappingProxyType(members))
 
 

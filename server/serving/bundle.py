@@ -108,6 +108,15 @@ class Bundle:
         snapshot = self.stream.snapshot
         return snapshot.seen_items[snapshot.seen_starts[row] : snapshot.seen_starts[row + 1]]
 
+    def habit_of(self, user_id: str | None) -> np.ndarray:
+        """Return what habit adds to the score of each item of `seen_by`, float32; empty where there are no habits."""
+        row = self._user_row(user_id)
+        blend = None if self.stream is None else self.stream.snapshot.blend
+        if self.stream is None or row is None or blend is None or not len(blend.habit):
+            return np.empty(0, dtype=np.float32)
+        starts = self.stream.snapshot.seen_starts
+        return blend.habit[starts[row] : starts[row + 1]]
+
     def likes_of(self, user_id: str | None) -> int:
         """Return how many likes of the user count towards the length of the history; 0 for an unknown user."""
         row = self._user_row(user_id)
@@ -243,11 +252,11 @@ def align(snapshot: MFSnapshot, catalogue: Catalogue) -> MFSnapshot:
         history_items=history_items,
         seen_starts=seen_starts,
         seen_items=seen_items,
-        blend=None if snapshot.blend is None else _moved_blend(snapshot.blend, target, len(catalogue)),
+        blend=None if snapshot.blend is None else _moved_blend(snapshot, snapshot.blend, target, len(catalogue)),
     )
 
 
-def _moved_blend(blend: BlendMembers, target: np.ndarray, n_items: int) -> BlendMembers:
+def _moved_blend(snapshot: MFSnapshot, blend: BlendMembers, target: np.ndarray, n_items: int) -> BlendMembers:
     """Return the members with items moved to `target`, -1 for those that are dropped."""
     kept = target >= 0
     popularity = np.full(n_items, blend.unknown_popularity, dtype=np.float32)
@@ -263,6 +272,7 @@ def _moved_blend(blend: BlendMembers, target: np.ndarray, n_items: int) -> Blend
         pair_starts=np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64),
         pair_items=items[stay].astype(np.int32),
         pair_weights=blend.pair_weights[stay],
+        habit=blend.habit[target[snapshot.seen_items] >= 0] if len(blend.habit) else blend.habit,
     )
 
 

@@ -22,7 +22,7 @@ import numpy as np
 from common.snapshots import MFSnapshot
 from server.serving.bundle import Bundle
 
-MemberKind = Literal["neighbours", "factors", "text", "query", "popularity"]
+MemberKind = Literal["neighbours", "factors", "text", "query", "popularity", "habit"]
 TEXT_RECENCY = 10.0
 TEXT_WINDOW = 20
 """The text interest of a history is sum exp(-d / TEXT_RECENCY) v over its newest TEXT_WINDOW items."""

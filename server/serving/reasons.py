@@ -9,7 +9,7 @@ import numpy as np
 from server.serving.bundle import Bundle
 from server.serving.fusion import Fused, HistorySum, Member, MemberKind
 
-ReasonKind = Literal["because-you-liked", "neighbours", "factors", "text", "query", "popularity"]
+ReasonKind = Literal["because-you-liked", "neighbours", "factors", "text", "query", "popularity", "habit"]
 NAMED = 3
 """How many liked items are named for one recommendation."""
 TRACE = 1e-4
@@ -24,7 +24,7 @@ class Reason:
     ----------
     kind
         "because-you-liked": what one item of the history adds through all members together; "neighbours", "factors"
-        and "text": what is left of those members; "query" and "popularity": the whole member.
+        and "text": what is left of those members; "query", "popularity" and "habit": the whole member.
     text
         For people; the liked item's title where there is one.
     weight
@@ -90,6 +90,7 @@ def _one(
         ("text", "like your other recent items" if named else "like your recent items"),
         ("query", "close to your query"),
         ("popularity", f"liked {count} times" if count else "nobody has liked it yet"),
+        ("habit", "you liked it before"),
     )
     because = [Reason("because-you-liked", title, sum(parts.values()), parts) for title, parts in named]
     rest = [Reason(kind, text, share[kind], {kind: share[kind]}) for kind, text in words if share.get(kind, 0.0) != 0.0]

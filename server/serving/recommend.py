@@ -187,6 +187,7 @@ def recommend(
         history=given if known is None else np.concatenate([known.astype(np.int64), given]),
         likes=bundle.likes_of(question.user_id) + len(given),
         seen=np.concatenate([bundle.seen_by(question.user_id).astype(np.int64), given]),
+        habit=bundle.habit_of(question.user_id),
     )
     eligible = np.ones(len(bundle.catalogue), dtype=bool)
     if question.exclude_seen:

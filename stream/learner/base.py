@@ -275,11 +275,16 @@ class ArrayRanker(Ranker):  # type: ignore[misc]  # river has no types
             (learnable_id("user", user), learnable_id("item", item), weight_of(y))
             for user, item, y in zip(users, items, values, strict=True)
         ]
-        if not self._retention.on:
+        if not self._minds_times:
             self._learn_checked(checked)
             return
         for (user, item, weight), ts in zip(checked, stamps, strict=True):
             self.learn_one(user, item, weight, {"ts": ts})
+
+    @property
+    def _minds_times(self) -> bool:
+        """Whether events are to be learned one by one, each with its time."""
+        return self._retention.on
 
     def _learn_checked(self, events: list[tuple[str, str, float]]) -> None:
         for user, item, weight in events:

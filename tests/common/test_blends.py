@@ -24,6 +24,7 @@ def members(items: int = 7) -> BlendMembers:
         neighbour_decay=np.array([1.0, 0.5], dtype=np.float32),
         popularity=np.linspace(0, 1, items).astype(np.float32),
         positives=np.array([2, 90], dtype=np.int64),
+        habit=np.zeros(0, dtype=np.float32),
         buckets=(0, 3),
         unknown_popularity=-1.5,
         text_columns=2,
