@@ -77,9 +77,9 @@ def rebuilt(flat: Flat) -> tuple[Learned, Query, Tools]:
         f[19],
         Masses(f[20], f[21], f[22]),
     )
-    rule = Rule(f[27], f[28], f[29], f[30], f[31], f[32])
-    scratch = Scratch(f[34], f[35], f[36], f[37], f[38])
-    return learned, Query(f[23], f[24], f[25], f[26]), Tools(rule, f[33], scratch, Room(f[39], f[40], f[41]))
+    rule = Rule(f[27], f[28], f[29], f[30], f[31], f[32], f[33])
+    scratch = Scratch(f[35], f[36], f[37], f[38], f[39])
+    return learned, Query(f[23], f[24], f[25], f[26]), Tools(rule, f[34], scratch, Room(f[40], f[41], f[42]))
 
 
 @compiled_sum

@@ -17,6 +17,7 @@ from stream.learner.kernels import (
     draw_unseen,
     fold,
     learn_dislike,
+    share_of,
     step_history,
     step_item,
 )
@@ -95,18 +96,18 @@ def score_both(
 
 
 @compiled
-def step_taste(taste: Taste, text: np.ndarray, pull: np.ndarray, rate: np.float32, tilt_rate: np.float32) -> None:
-    """Move the taste against `pull` (d loss / d asked); `text` is the history's."""
+def step_taste(taste: Taste, text: np.ndarray, pull: np.ndarray, rate: np.float32, rule: Rule) -> None:
+    """Move the taste against `pull` (d loss / d asked); `text` is the history's, `rate` that of the matrix."""
     norm = dot(pull, pull)
     taste.tilt_sum[0] += norm
-    step = tilt_rate / np.sqrt(taste.tilt_sum[0])
+    step = rule.bias_rate * share_of(taste.tilt_sum[0], rule.floor)
     for place in range(len(pull)):
         taste.tilt[place] -= step * pull[place]
     for row in range(len(text)):
         share = text[row]
         if share != np.float32(0.0):
             taste.matrix_sum[row] += share * share * norm
-            step = rate / np.sqrt(taste.matrix_sum[row]) * share
+            step = rate * share_of(taste.matrix_sum[row], rule.floor) * share
             for place in range(len(pull)):
                 taste.matrix[row, place] -= step * pull[place]
 
@@ -169,7 +170,7 @@ def learn_liked(
         step_item(items, row, slope, vector, norm if known else np.float32(0.0), rule)
     step_history(items, ring, positives, scale, pull, rule)
     if described:
-        step_taste(taste, room.text, room.pull, tools.text_rate, rule.bias_rate)
+        step_taste(taste, room.text, room.pull, tools.text_rate, rule)
 
 
 def new_room(dimensions: int) -> Room:
@@ -188,7 +189,7 @@ class FactorsPart(Part):
     ----------
     texts
         The items' text rows; shared with whoever reads them, and owned by this part.
-    n_factors, negatives, window, recency, lr, bias_lr, accumulator, init_scale, dislike, seed
+    n_factors, negatives, window, recency, lr, bias_lr, accumulator, init_scale, dislike, rate_floor, seed
         As for `MF`; `init_scale` is V's.
     text_lr
         AdaGrad's rate of M.
@@ -210,16 +211,20 @@ class FactorsPart(Part):
         accumulator: float,
         init_scale: float,
         dislike: float,
+        rate_floor: float,
         seed: int,
     ) -> None:
         check_counts({"n_factors": n_factors, "negatives": negatives})
         rates = {"recency": recency, "lr": lr, "bias_lr": bias_lr, "text_lr": text_lr, "accumulator": accumulator}
-        check_rates({**rates, "init_scale": init_scale, "dislike": dislike}, zero_allowed=frozenset({"dislike"}))
+        check_rates(
+            {**rates, "init_scale": init_scale, "dislike": dislike, "rate_floor": rate_floor},
+            zero_allowed=frozenset({"dislike", "rate_floor"}),
+        )
         self._texts, self._n_factors, self._negatives, self._seed = texts, n_factors, negatives, seed
         self._accumulator, self._init_scale, self._text_lr = accumulator, init_scale, text_lr
         key = np.uint64(stable_hash(seed, "mf-negatives"))
         rates_32 = (np.float32(lr), np.float32(bias_lr), np.float32(dislike))
-        self._calm = Rule(decay_of(window, recency), *rates_32, negatives, key)
+        self._calm = Rule(decay_of(window, recency), *rates_32, negatives, key, np.float32(rate_floor))
         self.hasten(1.0)
 
     def hasten(self, boost: float) -> None:

@@ -66,7 +66,10 @@ class SeenLog(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """How to learn: float32 [window] decay of the history, rates, number of negatives, key of the random numbers."""
+    """How to learn: float32 [window] decay of the history, rates, number of negatives, key of the random numbers.
+
+    `floor` is the least share of a rate that a row keeps, however large its accumulator.
+    """
 
     decay: np.ndarray
     rate: np.float32
@@ -74,6 +77,7 @@ class Rule(NamedTuple):
     dislike_rate: np.float32
     negatives: int
     key: np.uint64
+    floor: np.float32
 
 
 class Scratch(NamedTuple):
@@ -196,13 +200,20 @@ def draw_unseen(scratch: Scratch, rule: Rule, n_items: int, event: int, item: in
 
 
 @compiled
+def share_of(accumulated: np.float32, floor: np.float32) -> np.float32:
+    """Return the share of its rate that a row learns with: AdaGrad's, and never less than the floor."""
+    share: np.float32 = max(_ONE / np.sqrt(accumulated), floor)
+    return share
+
+
+@compiled
 def step_item(items: ItemRows, row: int, slope: np.float32, user: np.ndarray, norm: np.float32, rule: Rule) -> None:
     """Move one item's factors and bias against `slope` (d loss / d score); `norm` is the user's squared length."""
     items.bias_sum[row] += slope * slope
-    items.bias[row] -= rule.bias_rate / np.sqrt(items.bias_sum[row]) * slope
+    items.bias[row] -= rule.bias_rate * share_of(items.bias_sum[row], rule.floor) * slope
     if norm > np.float32(0.0):
         items.factors_sum[row] += slope * slope * norm
-        step = rule.rate / np.sqrt(items.factors_sum[row]) * slope
+        step = rule.rate * share_of(items.factors_sum[row], rule.floor) * slope
         factors = items.factors[row]
         for place in range(len(user)):
             factors[place] -= step * user[place]
@@ -245,7 +256,7 @@ def step_history(
         weight = rule.decay[age] * scale
         row = ring[(positives - 1 - age) % window]
         items.history_sum[row] += weight * weight * norm
-        step = rule.rate / np.sqrt(items.history_sum[row]) * weight
+        step = rule.rate * share_of(items.history_sum[row], rule.floor) * weight
         vector = items.history[row]
         for place in range(len(pull)):
             vector[place] -= step * pull[place]

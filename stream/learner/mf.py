@@ -4,13 +4,13 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from common.errors import InvalidSetting
 from common.ids import rng_for, stable_hash
 from common.snapshots import MFSnapshot
 from stream.learner.base import ArrayRanker
 from stream.learner.freeze import frozen_snapshot
 from stream.learner.haste import Haste, hastened
 from stream.learner.kernels import ItemRows, Rule, Scratch, fold, learn_event, learn_events, score_all
+from stream.learner.parts import check_counts, check_rates
 from stream.learner.retention import Retention
 
 
@@ -49,6 +49,9 @@ class MF(ArrayRanker):
         Expected length of a new row.
     dislike
         How much of a full step a disliked item takes; 0 ignores dislikes.
+    rate_floor
+        Least share of a rate that a row keeps, however often it was taught: AdaGrad's share is one over the root of the
+        accumulator. A row with an accumulator of 2,500 reaches the default.
     ttl_days, admit_at
         Days of event time after which an untouched row starts anew, and at which of its events an item gets a row: see
         `Retention`; off by default.
@@ -89,27 +92,20 @@ class MF(ArrayRanker):
         accumulator: float = 1.0,
         init_scale: float = 1.0,
         dislike: float = 0.1,
+        rate_floor: float = 0.02,
         ttl_days: float = 0.0,
         admit_at: int = 1,
         drift_boost: float = 1.0,
         drift_events: int = 300,
         seed: int = 0,
     ) -> None:
-        counts = {"n_factors": n_factors, "negatives": negatives}
-        for name, count in counts.items():
-            if type(count) is not int or count < 1:
-                raise InvalidSetting(f"{name} {count!r}", expected="an int of 1 or more")
-        rates = {
-            "recency": recency, "lr": lr, "bias_lr": bias_lr, "accumulator": accumulator,
-            "init_scale": init_scale, "dislike": dislike,
-        }  # fmt: skip
-        for name, rate in rates.items():
-            least = 0.0 if name == "dislike" else 1e-12
-            if isinstance(rate, bool) or not isinstance(rate, int | float) or not least <= rate < 1e9:
-                raise InvalidSetting(f"{name} {rate!r}", expected="a finite number above 0")
+        check_counts({"n_factors": n_factors, "negatives": negatives})
+        rates = {"recency": recency, "lr": lr, "bias_lr": bias_lr, "accumulator": accumulator, "init_scale": init_scale}
+        shares = {"dislike": dislike, "rate_floor": rate_floor}
+        check_rates({**rates, **shares}, zero_allowed=frozenset(shares))
         self.n_factors, self.negatives, self.recency = n_factors, negatives, recency
         self.lr, self.bias_lr, self.accumulator = lr, bias_lr, accumulator
-        self.init_scale, self.dislike = init_scale, dislike
+        self.init_scale, self.dislike, self.rate_floor = init_scale, dislike, rate_floor
         self.ttl_days, self.admit_at = ttl_days, admit_at
         self.drift_boost, self.drift_events = drift_boost, drift_events
         self._haste = Haste(drift_boost, drift_events)
@@ -131,6 +127,7 @@ class MF(ArrayRanker):
             np.float32(dislike),
             negatives,
             np.uint64(stable_hash(seed, "mf-negatives")),
+            np.float32(rate_floor),
         )
         self._hasty = hastened(self._rule, drift_boost)
         self._rewire()

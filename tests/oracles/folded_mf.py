@@ -30,7 +30,9 @@ class FoldedMF:
         accumulator: float,
         dislike: float,
         seed: int,
+        rate_floor: float = 0.0,
     ) -> None:
+        self.rate_floor = rate_floor
         self.n_factors, self.negatives, self.window, self.recency = n_factors, negatives, window, recency
         self.lr, self.bias_lr, self.accumulator, self.dislike, self.seed = lr, bias_lr, accumulator, dislike, seed
         self.items: list[str] = []
@@ -76,12 +78,15 @@ class FoldedMF:
                 found.append(candidate)
         return found
 
+    def _share(self, kind: str, item: str) -> float:
+        return max(float(1 / np.sqrt(self.sums[kind, item])), self.rate_floor)
+
     def _step(self, item: str, slope: float, user: np.ndarray) -> None:
         self.sums["bias", item] += slope**2
-        self.bias[item] -= self.bias_lr / np.sqrt(self.sums["bias", item]) * slope
+        self.bias[item] -= self.bias_lr * self._share("bias", item) * slope
         if user @ user > 0:
             self.sums["row", item] += slope**2 * float(user @ user)
-            self.rows[item] = self.rows[item] - self.lr / np.sqrt(self.sums["row", item]) * slope * user
+            self.rows[item] = self.rows[item] - self.lr * self._share("row", item) * slope * user
 
     def learn(self, user: str, item: str, weight: float) -> None:
         self.add(item)
@@ -109,5 +114,5 @@ class FoldedMF:
             self._step(one, float(slope), vector)
         for one, share in shares:
             self.sums["history", one] += share**2 * float(pull @ pull)
-            step = self.lr / np.sqrt(self.sums["history", one]) * share
+            step = self.lr * self._share("history", one) * share
             self.history_rows[one] = self.history_rows[one] - step * pull

@@ -18,12 +18,13 @@ from tests.oracles.folded_mf import FoldedMF
     window=st.integers(1, 6),
     n_items=st.integers(1, 20),
     dislike=st.sampled_from([0.0, 0.1, 1.0]),
+    floor=st.sampled_from([0.0, 0.7]),
     seed=st.integers(0, 2**40),
 )
 def test_it_learns_what_its_slow_twin_learns(
-    n_factors: int, negatives: int, window: int, n_items: int, dislike: float, seed: int
+    n_factors: int, negatives: int, window: int, n_items: int, dislike: float, floor: float, seed: int
 ) -> None:
-    rates = {"recency": 3.0, "lr": 0.4, "bias_lr": 0.2, "accumulator": 0.5, "dislike": dislike}
+    rates = {"recency": 3.0, "lr": 0.4, "bias_lr": 0.2, "accumulator": 0.5, "dislike": dislike, "rate_floor": floor}
     sizes = {"n_factors": n_factors, "negatives": negatives, "window": window, "seed": seed}
     fast = MF(**sizes, **rates)  # type: ignore[arg-type]  # settings of several types
     slow = FoldedMF(n_factors=n_factors, negatives=negatives, window=window, seed=seed, **rates)
