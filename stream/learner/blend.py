@@ -11,6 +11,7 @@ from common.snapshots import MFSnapshot
 from stream.learner.blending import Learned, Opinions, ask_all, flattened, teach_all
 from stream.learner.factors import FactorsPart
 from stream.learner.freeze import frozen_snapshot
+from stream.learner.habit import Habit
 from stream.learner.haste import Haste
 from stream.learner.neighbours import NeighboursPart
 from stream.learner.parts import PartRanker, check_counts, check_rates
@@ -54,7 +55,8 @@ class Blend(PartRanker):
     weight_lr, focus
         Rate of the weights, and q.
     repeats
-        Whether what a user liked before may be shown again (shops re-buy; films are watched once).
+        Whether what a user liked before may be shown again (shops re-buy; films are watched once). Then the score of
+        such an item also has what `stream.learner.habit` learned about its kind.
     ttl_days, admit_at
         As for `MF`: what starts anew is the factors' row, the other members fade by themselves.
     drift_boost, drift_events
@@ -131,11 +133,17 @@ class Blend(PartRanker):
         )  # fmt: skip
         self._neighbours = NeighboursPart(window, places, gap, neighbour_recency, alpha, beta, 1.0)
         self._popularity = PopularityPart(half_life, 0.5)
+        self._habit = Habit(len(BUCKETS)) if repeats else None
+        self._ts: object = None
         self._last: tuple[tuple[int, int, int], Opinions] | None = None
         self._nothing_said = _opinions_of(0)
         parts = (self._neighbours, self._factors, self._texts, self._popularity)
         super().__init__(parts, seed, window, Retention(ttl_days, admit_at))
         self._fixed_arrays |= self._haste.fixed_arrays()
+        if self._habit is not None:
+            self._fixed_arrays |= self._habit.fixed_arrays()
+            self._user_arrays |= self._habit.user_arrays()
+            self._log_arrays |= self._habit.log_arrays()
         self._fixed_arrays["weights"] = np.tile(np.array(START, dtype=np.float64), (len(BUCKETS), 1))
         self._rewire()
 
@@ -144,6 +152,9 @@ class Blend(PartRanker):
         self._last = None
         if self._parts:  # the base class wires once before there are any
             self._haste.wire(self._fixed_arrays)
+            if self._habit is not None:
+                rows = self._users, self._log
+                self._habit.wire(self._user_arrays, self._log_arrays, self._fixed_arrays, rows)
             learned = Learned(
                 self._users,
                 self._log,
@@ -220,11 +231,15 @@ class Blend(PartRanker):
             *opinions,
             *self._flat,
         )
+        if self._habit is not None and 0 <= row < self.n_users:  # a guest says what it liked, not when
+            self._habit.add(row, self._bucket_of(row), opinions.total)
         return opinions
 
+    def _bucket_of(self, row: int) -> int:
+        return bisect_right(BUCKETS, 0 if row < 0 else int(self._users.positives[row])) - 1
+
     def _weights_of(self, row: int) -> np.ndarray:
-        length = 0 if row < 0 else int(self._users.positives[row])
-        weights: np.ndarray = self._fixed_arrays["weights"][bisect_right(BUCKETS, length) - 1]
+        weights: np.ndarray = self._fixed_arrays["weights"][self._bucket_of(row)]
         return weights
 
     def quicken(self) -> None:
@@ -242,6 +257,9 @@ class Blend(PartRanker):
             return
         row = user if self._users.positives[user] else -1
         rate = self._weight_rate(weight)
+        if self._habit is not None and rate and row >= 0:
+            share = min(weight, 1.0)
+            self._habit.weigh(row, self._bucket_of(row), self._opinions(row).total, item, share, float(self.focus))
         self._log_size = teach_all(
             self._texts.described,
             self.n_items,
@@ -256,6 +274,17 @@ class Blend(PartRanker):
             float(self.focus),
             *self._flat,
         )
+        if self._habit is not None:
+            self._habit.note(user, item, self._ts)
+
+    def learn_one(self, user: str, item: str, y: float = 1.0, x: Mapping[str, object] | None = None) -> None:
+        """Learn one event, as `ArrayRanker.learn_one`; with `repeats`, "ts" in `x` tells one visit from the next."""
+        self._ts = None if x is None else x.get("ts")
+        super().learn_one(user, item, y, x)
+
+    @property
+    def _minds_times(self) -> bool:
+        return self._retention.on or self.repeats
 
     def _weight_rate(self, weight: float) -> float:
         """Return the rate at which the weights learn this event, 0 for not at all."""
@@ -294,11 +323,23 @@ class Blend(PartRanker):
             neighbour_decay=self._neighbours.query.decay.copy(),
             popularity=popularity,
             positives=self._user_arrays["positives"][: self.n_users].copy(),
+            habit=self._frozen_habit(),
             buckets=BUCKETS,
             unknown_popularity=self._popularity.unknown(-1, self._events, ""),
             text_columns=self.text_dimensions if self._texts.described else 0,
             repeats=self.repeats,
         )
+
+    def _frozen_habit(self) -> np.ndarray:
+        """Return what habit adds to each item of each user's seen ones, in rising order of their rows."""
+        total, found = np.zeros(self.n_items, dtype=np.float32), [np.zeros(0, dtype=np.float32)]
+        if self._habit is not None:
+            for user in range(self.n_users):
+                seen = np.sort(self._seen(user))
+                self._habit.add(user, self._bucket_of(user), total)
+                found.append(total[seen])
+                total[seen] = 0.0
+        return np.concatenate(found)
 
 
 def _opinions_of(items: int) -> Opinions:
