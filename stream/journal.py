@@ -20,11 +20,9 @@ from typing import Any
 from common.errors import InvalidSetting, MalformedEvent, StreamError
 from common.events import decode_event
 from common.store import write_atomic
-from stream.source import Log, TopicInfo
+from stream.source import Log, TopicInfo, read_to_end
 
 SCHEMA = 1
-_QUIET_POLLS = 10
-"""So many empty polls end the look at a topic whose end the broker does not tell."""
 
 
 class Digest:
@@ -134,29 +132,12 @@ class Journal:
 
     def later_ids(self, log: Log, sent: Sent) -> Counter[str]:
         """Return the ids of the records that came after the file was written, read until the topic is quiet."""
-        found: Counter[str] = Counter()
         source = log.source(self._topic.name, "anabranch-produce")
         try:
-            bounds = source.bounds(self._topic.partitions)
-            at = {part: max(sent.offsets.get(part, 0), begin) for part, (begin, _) in bounds.items()}
-            source.assign(at)
-            quiet = 0
-            while quiet < _QUIET_POLLS:
-                records = source.poll(0.2)
-                for record in records:
-                    at[record.partition] = record.offset + 1
-                    event_id = _id_of(record.value)
-                    if event_id is not None:
-                        found[event_id] += 1
-                if records:
-                    quiet = 0
-                    continue
-                if all(at[part] >= end for part, (_, end) in bounds.items()):
-                    break
-                quiet += 1
+            ids = (_id_of(record.value) for record in read_to_end(source, self._topic.partitions, sent.offsets))
+            return Counter(event_id for event_id in ids if event_id is not None)
         finally:
             source.close()
-        return found
 
 
 def _id_of(value: bytes | None) -> str | None:

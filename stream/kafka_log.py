@@ -1,8 +1,9 @@
 """Kafka behind `stream.source`'s protocols, by kafka-python: the default way to any broker."""
 
-from collections.abc import Collection, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from typing import Any
 
 from kafka import KafkaConsumer, KafkaProducer, OffsetAndMetadata, TopicPartition
 from kafka.errors import KafkaError, LogTruncationError, OffsetOutOfRangeError
@@ -12,7 +13,7 @@ from kafka.producer.future import FutureRecordMetadata
 from common.errors import BrokerUnavailable, OffsetLost, StreamError
 from stream import topics
 from stream.security import PLAIN, Security
-from stream.source import Delivery, Headers, Record, Sink, Source, TopicInfo
+from stream.source import Delivery, Headers, Record, Sink, Source, TopicInfo, TransactionalSink
 from stream.topics import admin_client, broker_answers, check_bootstrap, describe
 
 LINGER_MS = 20
@@ -21,6 +22,8 @@ POLL_RECORDS = 5000
 FETCH_BYTES = 4 * 1024 * 1024
 LOOK_UP_MS = 2500
 """How long a look at the topic may take while working: a worker that is told to stop must not hang in it."""
+TRANSACTION_MS = 10_000
+"""A transaction whose writer died is undone after this; until then readers wait before it."""
 _RECONNECT_MS = 1000
 """A broker that comes back is found within this; kafka-python alone waits up to half a minute."""
 
@@ -68,6 +71,10 @@ class KafkaLog:
     def sink(self, name: str) -> Sink:
         """Return a writer."""
         return KafkaSink(self, name)
+
+    def transactional_sink(self, name: str) -> TransactionalSink:
+        """Return a writer whose records are seen together or not at all."""
+        return KafkaTransactionalSink(self, name)
 
 
 class KafkaSource:
@@ -146,6 +153,11 @@ class KafkaSource:
         known = {part.partition: self._consumer.highwater(part) for part in self._consumer.assignment()}
         return {number: int(end) for number, end in sorted(known.items()) if end is not None}
 
+    def positions(self) -> dict[int, int]:
+        """Return where each partition is read on."""
+        with broker_answers(self._log.servers):
+            return {part.partition: int(self._consumer.position(part)) for part in self._consumer.assignment()}
+
     def commit(self, offsets: Mapping[int, int], *, wait: bool = False) -> None:
         """Show the offsets to dashboards."""
         if not offsets:
@@ -198,8 +210,8 @@ class KafkaSink:
         What the broker's logs call it.
     """
 
-    def __init__(self, log: KafkaLog, name: str) -> None:
-        self._log = log
+    def __init__(self, log: KafkaLog, name: str, **more: Any) -> None:
+        self._log, self._name = log, name
         with broker_answers(log.servers):
             self._producer = KafkaProducer(
                 bootstrap_servers=log.servers,
@@ -210,6 +222,7 @@ class KafkaSink:
                 batch_size=BATCH_BYTES,
                 reconnect_backoff_max_ms=_RECONNECT_MS,
                 **log.security.kafka_options(),
+                **more,
             )
 
     def send(
@@ -231,3 +244,34 @@ class KafkaSink:
     def close(self) -> None:
         """Close the connection; what is not acknowledged by now may be lost."""
         self._producer.close(timeout=1)
+
+
+class KafkaTransactionalSink(KafkaSink):
+    """Writes transactions; see `stream.source.TransactionalSink`."""
+
+    def __init__(self, log: KafkaLog, name: str) -> None:
+        super().__init__(log, name, transactional_id=name, transaction_timeout_ms=TRANSACTION_MS)
+        with broker_answers(log.servers):
+            self._producer.init_transactions()
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Send within the block."""
+        try:
+            self._producer.begin_transaction()
+            yield
+            self._producer.commit_transaction()
+        except KafkaError as error:
+            self._undo()
+            raise StreamError(
+                f"a transaction of {self._name} at {self._log.servers} failed: {error!r}",
+                consequence="nothing of it is seen",
+                mend="start again; if another of the same name runs, let it end first",
+            ) from error
+        except BaseException:
+            self._undo()
+            raise
+
+    def _undo(self) -> None:
+        with suppress(KafkaError):  # the broker undoes it by itself after its timeout
+            self._producer.abort_transaction()

@@ -8,7 +8,8 @@ Implementations: `stream.kafka_log` (kafka-python, the default), and the in-memo
 holds for all: `tests/contracts/test_logs.py`.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -108,6 +109,9 @@ class Source(Protocol):
     def ends(self) -> dict[int, int]:
         """Return the end of each assigned partition, as far as the last polls told; asks nobody."""
 
+    def positions(self) -> dict[int, int]:
+        """Return where each assigned partition is read on; past a hole that the last poll came upon."""
+
     def commit(self, offsets: Mapping[int, int], *, wait: bool = False) -> None:
         """Show the offsets to the group's dashboards; a failure is nobody's concern."""
 
@@ -159,6 +163,30 @@ class Sink(Protocol):
         """Close the connections, in bounded time."""
 
 
+class TransactionalSink(Protocol):
+    """Writes records that are all seen or none, over several topics; there is one of a name at a time.
+
+    Making one ends what an older one of the same name had begun, and that one can write no more.
+    """
+
+    def transaction(self) -> AbstractContextManager[None]:
+        """Send within the block; its end commits, an exception in it undoes.
+
+        Raises
+        ------
+        StreamError
+            When it could not be committed, or a newer one of the same name took over; nothing of it is seen then.
+        """
+
+    def send(
+        self, topic: str, value: bytes, *, partition: int, key: bytes | None = None, headers: Headers = ()
+    ) -> Delivery:
+        """Hand over one record of the open transaction."""
+
+    def close(self) -> None:
+        """Close the connections, in bounded time."""
+
+
 class Log(Protocol):
     """A broker, or what stands in for one."""
 
@@ -177,3 +205,24 @@ class Log(Protocol):
 
     def sink(self, name: str) -> Sink:
         """Return a writer; `name` is what the broker's logs call it."""
+
+    def transactional_sink(self, name: str) -> TransactionalSink:
+        """Return a writer whose records are seen together or not at all."""
+
+
+_QUIET_POLLS = 10
+"""So many empty polls end the reading of a topic that does not come to the end that the broker told."""
+
+
+def read_to_end(source: Source, partitions: Collection[int], start: Mapping[int, int]) -> Iterator[Record]:
+    """Read partitions until they are quiet, each from its start (none: its beginning) or the oldest record it has."""
+    bounds = source.bounds(partitions)
+    source.assign({part: max(start.get(part, 0), begin) for part, (begin, _) in bounds.items()})
+    quiet = 0
+    while quiet < _QUIET_POLLS:
+        records = source.poll(0.2)
+        yield from records
+        quiet = 0 if records else quiet + 1
+        at = source.positions()
+        if quiet and all(at[part] >= end for part, (_, end) in bounds.items()):
+            return

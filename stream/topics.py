@@ -23,6 +23,7 @@ ANSWER_WITHIN_MS = 10_000
 """How long a broker may take to answer at all; kafka-python alone would wait half a minute."""
 
 DEAD_SUFFIX = ".dead"
+REPLAYED_SUFFIX = ".replayed"
 _TOPIC = re.compile(r"[A-Za-z0-9._-]{1,240}")
 _ADDRESS = re.compile(r"[^\s,:/]+:[0-9]{1,5}|\[[0-9A-Fa-f:]+\]:[0-9]{1,5}")
 
@@ -30,6 +31,11 @@ _ADDRESS = re.compile(r"[^\s,:/]+:[0-9]{1,5}|\[[0-9A-Fa-f:]+\]:[0-9]{1,5}")
 def dead_topic(topic: str) -> str:
     """Return the name of the topic that takes what could not be read from `topic`."""
     return f"{topic}{DEAD_SUFFIX}"
+
+
+def replayed_topic(topic: str) -> str:
+    """Return the name of the topic that notes which dead letters of `topic` were sent again."""
+    return f"{topic}{REPLAYED_SUFFIX}"
 
 
 def check_topic(name: str) -> str:

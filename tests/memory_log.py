@@ -6,9 +6,10 @@ of `tests/contracts/test_logs.py` hold for it as for the brokers.
 
 import time
 import uuid
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from common.errors import BrokerUnavailable, InvalidSetting, OffsetLost, StreamError, UnknownName
 from stream.source import Delivery, Headers, Record, Sink, Source, TopicInfo
@@ -55,6 +56,7 @@ class MemoryLog:
         self.batch = batch
         self.reachable = True
         self.committed: dict[str, dict[int, int]] = {}
+        self.writers: dict[str, int] = {}
 
     # --- Log --------------------------------------------------------------------------------------------------------
 
@@ -76,6 +78,10 @@ class MemoryLog:
 
     def sink(self, name: str) -> Sink:
         return MemorySink(self)
+
+    def transactional_sink(self, name: str) -> "MemoryTransactions":
+        self.writers[name] = self.writers.get(name, 0) + 1
+        return MemoryTransactions(self, name, self.writers[name])
 
     # --- what only a test does --------------------------------------------------------------------------------------
 
@@ -165,6 +171,9 @@ class MemorySource:
         parts = self._log.topics[self._topic].partitions
         return {number: parts[number].end for number in self._at}
 
+    def positions(self) -> dict[int, int]:
+        return dict(self._at)
+
     def commit(self, offsets: Mapping[int, int], *, wait: bool = False) -> None:
         self._log.committed.setdefault(self._group, {}).update(offsets)
 
@@ -203,6 +212,33 @@ class MemorySink:
     def flush(self, timeout_s: float) -> None:
         if not self._log.reachable:
             raise StreamError("records were not acknowledged: the memory log is out of reach")
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+class MemoryTransactions:
+    """Writes transactions; see `stream.source.TransactionalSink`."""
+
+    def __init__(self, log: MemoryLog, name: str, number: int) -> None:
+        self._log, self._name, self._number = log, name, number
+        self._waiting: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        self._waiting = []
+        yield
+        if self._log.writers[self._name] != self._number or not self._log.reachable:
+            raise StreamError(f"a newer {self._name} took over")
+        sink = MemorySink(self._log)
+        for arguments, options in self._waiting:
+            sink.send(*arguments, **options)
+        for topic in {arguments[0] for arguments, _ in self._waiting}:
+            self._log.leave_hole(topic, 0)  # the marker of the transaction's end
+
+    def send(self, *arguments: Any, **options: Any) -> Delivery:
+        self._waiting.append((arguments, options))
+        return _Arrived(0)
 
     def close(self) -> None:
         """Nothing is open."""

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 import pytest
 from kafka import TopicPartition
 
-from common.errors import OffsetLost, UnknownName
+from common.errors import OffsetLost, StreamError, UnknownName
 from stream.kafka_log import KafkaLog
-from stream.source import Log, Record, Source
+from stream.source import Log, Record, Source, TransactionalSink, read_to_end
 from stream.topics import admin_client
 from tests.memory_log import MemoryLog
 
@@ -17,6 +17,7 @@ CANNOT = {
     ("embedded", "delete_records"): "delete_records ends the broker's connection ('not yet implemented')",
     ("embedded", "beyond"): "a position above the end is answered with silence",
     ("embedded", "ends"): "the ends that it tells are too low",
+    ("embedded", "fencing"): "a second transactional writer of a name ends the connections of both",
 }
 
 
@@ -244,3 +245,49 @@ def test_a_commit_changes_nothing_that_is_read(case: Case, topic: str, reader: C
     source.commit({0: 6}, wait=True)
     source.assign({0: None})
     assert values(take(source, 6)) == numbered(0, 6)
+
+
+def undone(writer: TransactionalSink, topic: str) -> None:
+    """Begin a transaction that comes to nothing."""
+    with writer.transaction():
+        writer.send(topic, b"undone", partition=0)
+        raise ZeroDivisionError
+
+
+def test_a_transaction_is_seen_whole_or_not_at_all(case: Case, topic: str, reader: Callable[[str], Source]) -> None:
+    case.log.ensure_topic(topic)
+    case.log.ensure_topic(f"{topic}-other")
+    writer = case.log.transactional_sink(f"writer-{topic}")
+    try:
+        with pytest.raises(ZeroDivisionError):
+            undone(writer, topic)
+        with writer.transaction():
+            writer.send(topic, b"one", partition=0, headers=[("h", b"v")])
+            writer.send(f"{topic}-other", b"other", partition=0)
+    finally:
+        writer.close()
+    put(case.log, topic, [b"two"])  # beyond the hole that the transaction's end leaves
+    source, other = reader(topic), reader(f"{topic}-other")
+    assert values(list(read_to_end(source, [0], {}))) == [b"one", b"two"]
+    assert values(list(read_to_end(other, [0], {}))) == [b"other"]
+
+
+def test_a_newer_writer_of_the_name_ends_the_older(case: Case, topic: str, reader: Callable[[str], Source]) -> None:
+    case.needs("fencing")
+    case.log.ensure_topic(topic)
+    older = case.log.transactional_sink(f"writer-{topic}")
+    newer = None
+    try:
+        transaction = older.transaction()
+        transaction.__enter__()
+        older.send(topic, b"older", partition=0)
+        newer = case.log.transactional_sink(f"writer-{topic}")
+        with newer.transaction():
+            newer.send(topic, b"newer", partition=0)
+        with pytest.raises(StreamError):
+            transaction.__exit__(None, None, None)
+    finally:
+        older.close()
+        if newer is not None:
+            newer.close()
+    assert values(list(read_to_end(reader(topic), [0], {}))) == [b"newer"]
