@@ -12,18 +12,19 @@ from common.datasets.base import Dataset
 from common.errors import InvalidSetting, UnknownName
 from common.ids import stable_hash
 from common.progress import Progress, silent
+from common.settings import is_positive
 from stream.comparison import against, curve_of, paired_interval, row_of, slices_of
 from stream.contest import ALLOWED, MASKED, RULES, Contender, ContestSettings, Learner, Trial, hold_contest
 from stream.learner.blend import Blend
 from stream.learner.content import Content
-from stream.learner.controls import PeriodicEase, RandomScores, RawTexts, RiverMF
+from stream.learner.controls import PeriodicEase, PersonalTop, RandomScores, RawTexts, RiverMF
 from stream.learner.mf import MF
 from stream.learner.neighbours import Neighbours
 from stream.learner.popularity import DecayedPopularity, Popularity
 
 OURS, WITHOUT_CONTENT, CONTENT, ZERO_SHOT = "ours", "ours_without_content", "content", "zero_shot"
-DECAYED = "popularity_decayed"
-MEMBERS = ("neighbours", "factors", CONTENT, DECAYED)
+DECAYED, NEIGHBOURS = "popularity_decayed", "neighbours"
+MEMBERS = (NEIGHBOURS, "factors", CONTENT, DECAYED)
 NO_RECENCY = 1e6
 """So slow a decay is none: the plain item-kNN that everybody knows."""
 QUICK_DATA = "synthetic"
@@ -140,6 +141,11 @@ def control_rows(settings: StreamEvaluationSettings, items: int) -> dict[str, Ma
         "river_mf_negatives": lambda: RiverMF(10, seed=seed),
         "item_knn": lambda: Learner(Neighbours(gap=NO_RECENCY, recency=NO_RECENCY, beta=0.5, places=2048)),
     }
+    if settings.repeats:
+        rows |= {
+            "personal_top": PersonalTop,
+            "personal_top_earlier": lambda: PersonalTop(basket_last=True),
+        }
     if items <= settings.ease_most_items:
         rows |= {f"ease_{every}": _ease(every) for every in sorted(settings.ease_every, reverse=True)}
     return rows
@@ -158,7 +164,7 @@ def our_rows(settings: StreamEvaluationSettings, texts: Texts) -> dict[str, Make
         rows[CONTENT] = lambda: Learner(Content(), texts=vectors)
     return {
         **rows,
-        "neighbours": lambda: Learner(Neighbours()),
+        NEIGHBOURS: lambda: Learner(Neighbours()),
         "factors": lambda: Learner(MF(seed=seed)),
         "popularity_decayed": lambda: Learner(DecayedPopularity()),
     }
@@ -191,7 +197,7 @@ def evaluate_stream(
         When there is nothing to learn or to test.
     """
     events = dataset.interactions[: settings.events]
-    controls = control_rows(settings, len({event.item_id for event in events}))
+    controls = control_rows(settings, len({event.item_id for event in events if is_positive(event)}))
     ours = our_rows(settings, texts)
     controls, ours = _chosen(controls, ours, settings.rows)
     note(f"{len(controls) + len(ours)} rows over {len(events)} events; texts: {texts.source}")
@@ -205,6 +211,7 @@ def evaluate_stream(
         "users": len({event.user_id for event in events}),
         "candidate_items": len(trial.candidates),
         "test_events": len(trial.user),
+        "test_events_further_in_a_basket": int(trial.inside.sum()),
         "warm_share": settings.warm_share,
         "k": trial.k,
         "repeats": ALLOWED if settings.repeats else MASKED,
@@ -218,7 +225,8 @@ def evaluate_stream(
         "machine": machine("cpu"),
     }
     members = tuple(name for name in MEMBERS if name in ours)
-    told = (*controls, *(name for name in members if name == DECAYED))
+    # a recency-aware item-kNN and decayed popularity are what others would use alone
+    told = (*controls, *(name for name in members if name in (DECAYED, NEIGHBOURS)))
     return StreamEvaluation(settings, protocol, trial, told, members, cold)
 
 

@@ -13,6 +13,8 @@ NAMES = {
     "river_mf": "river BiasedMF",
     "river_mf_negatives": "river BiasedMF, sampled negatives",
     "item_knn": "item-kNN",
+    "personal_top": "what the user bought most",
+    "personal_top_earlier": "what the user bought most before this basket",
     OURS: "ours (blend)",
     WITHOUT_CONTENT: "ours without content",
     "neighbours": "member: recency-aware item-kNN",
@@ -20,7 +22,11 @@ NAMES = {
     "content": "member: likeness of texts",
     "zero_shot": "zero-shot text, as the encoder gives it",
 }
-SLICES = {"user_history": "by the user's likes before", "item_history": "by the item's likes before"}
+SLICES = {
+    "user_history": "by the user's likes before",
+    "item_history": "by the item's likes before",
+    "moment": "by whether the user's like before is of the same time",
+}
 DRAWN = (OURS, "neighbours", "item_knn", "popularity")
 
 

@@ -96,7 +96,7 @@ def row_of(trial: Trial, name: str) -> dict[str, Any]:
 
 
 def slices_of(trial: Trial, name: str) -> dict[str, dict[str, dict[str, Any]]]:
-    """Return one contender's figures by how much was known of the user, and of the item."""
+    """Return one contender's figures by how much was known of the user, of the item, and by the place in a basket."""
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for kind, known, bounds in (("user_history", trial.history, HISTORIES), ("item_history", trial.count, COUNTS)):
         found[kind] = {}
@@ -104,6 +104,10 @@ def slices_of(trial: Trial, name: str) -> dict[str, dict[str, dict[str, Any]]]:
             taken = (known >= low) & (known <= (high if high is not None else known.max(initial=0)))
             part = figures_of(trial.ranks[name][taken], trial.user[taken], trial.k)
             found[kind][range_name(low, high)] = part.as_json(trial.k)
+    found["moment"] = {}
+    for name_of, taken in (("first", ~trial.inside), ("further", trial.inside)):
+        part = figures_of(trial.ranks[name][taken], trial.user[taken], trial.k)
+        found["moment"][name_of] = part.as_json(trial.k)
     return found
 
 

@@ -24,6 +24,8 @@ RULES: Mapping[str, str] = {
     "candidates": "every item that is liked at least once in the data, known from the start",
     "order": "by time; each liked event is first a test and then a lesson",
     "ties": "against the model: an equal score ranks above the target",
+    "same time": "events of one time (the lines of a basket) keep the order of the data; every row knows the lines "
+    "before, and none is told whether the basket goes on",
     "new users": "a user without history is tested like any other",
     "other events": "dislikes and ratings between are lessons for those who use them, never tests",
 }
@@ -135,6 +137,8 @@ class Trial:
         Numbers of user and candidate, int64 [e].
     history, count
         How many likes user and item had before, int64 [e].
+    inside
+        Whether the user's like before is of the same time: a further line of a basket, bool [e].
     candidates
         Their ids.
     k
@@ -151,6 +155,7 @@ class Trial:
     item: np.ndarray
     history: np.ndarray
     count: np.ndarray
+    inside: np.ndarray
     candidates: tuple[str, ...]
     k: int
     learned: int
@@ -184,7 +189,8 @@ class _Contest:
         self.users: dict[str, int] = {}
         self.seen: list[dict[int, None]] = []
         self.lengths: list[int] = []
-        self.tests: list[tuple[int, int, int, int]] = []
+        self.newest: list[int | None] = []
+        self.tests: list[tuple[int, int, int, int, int]] = []
         self.ranks: dict[str, list[int]] = {name: [] for name in contenders}
         self.exposures = {name: np.zeros(len(items), dtype=np.int64) for name in contenders}
         self.answered = {name: _Clock() for name in contenders}
@@ -197,23 +203,26 @@ class _Contest:
         if user == len(self.seen):
             self.seen.append({})
             self.lengths.append(0)
+            self.newest.append(None)
         may_test = self.settings.repeats or row not in self.seen[user]
         if due and may_test and (hidden is None or event.item_id in hidden):
-            self._test(event.user_id, user, row)
+            self._test(event, user, row)
         if hidden is None or event.item_id not in hidden:
             self.teach(event, feedback)
             self.counts[row] += 1
             self.lengths[user] += 1
         self.seen[user][row] = None
+        self.newest[user] = event.ts
 
-    def _test(self, user_id: str, user: int, row: int) -> None:
+    def _test(self, event: Interaction, user: int, row: int) -> None:
         left_out = np.fromiter(() if self.settings.repeats else self.seen[user], dtype=np.int64)
         if self.settings.hidden is not None:
             left_out = np.concatenate([left_out, self.shown])
-        self.tests.append((user, row, self.lengths[user], int(self.counts[row])))
+        inside = int(self.newest[user] == event.ts)
+        self.tests.append((user, row, self.lengths[user], int(self.counts[row]), inside))
         for name, contender in self.contenders.items():
             started = time.process_time()
-            scores = contender.scores(user_id)
+            scores = contender.scores(event.user_id)
             self.answered[name].add(started)
             rank, best = rank_among(scores, left_out, row, self.settings.k)
             self.ranks[name].append(rank)
@@ -229,7 +238,7 @@ class _Contest:
 
     def trial(self, learned: int) -> Trial:
         """Return everything."""
-        columns = np.array(self.tests, dtype=np.int64).reshape(-1, 4).T
+        columns = np.array(self.tests, dtype=np.int64).reshape(-1, 5).T
         return Trial(
             ranks={name: np.array(ranks, dtype=np.int32) for name, ranks in self.ranks.items()},
             exposures=self.exposures,
@@ -239,6 +248,7 @@ class _Contest:
             item=columns[1],
             history=columns[2],
             count=columns[3],
+            inside=columns[4].astype(np.bool_),
             candidates=tuple(self.rows),
             k=self.settings.k,
             learned=learned,

@@ -1,4 +1,4 @@
-"""What a streaming learner must be compared with: chance, river's factorisation, and a service that retrains."""
+"""What a streaming learner must be compared with: chance, river, what a user bought most, a service that retrains."""
 
 from collections.abc import Mapping, Sequence
 
@@ -67,6 +67,55 @@ class RawTexts:
             liked = self._liked.setdefault(event.user_id, [])
             liked.append(self._rows[event.item_id])
             del liked[: -self._window]
+
+
+class PersonalTop:
+    """What the user liked most often; of what was liked equally often, what all like most.
+
+    Parameters
+    ----------
+    basket_last
+        Put what was liked in the newest basket (at the time of the user's newest like) behind all else: what lies in a
+        basket is hardly bought a second time.
+
+    References
+    ----------
+    Li et al.: A next basket recommendation reality check. TOIS 2023 (its `GP-TopFreq`).
+    """
+
+    def __init__(self, *, basket_last: bool = False) -> None:
+        self._basket_last = basket_last
+        self._rows: dict[str, int] = {}
+        self._before: dict[str, dict[int, int]] = {}
+        self._basket: dict[str, tuple[int, dict[int, None]]] = {}
+
+    def start(self, items: Sequence[str]) -> None:
+        """Take the candidates."""
+        self._rows = {item: row for row, item in enumerate(items)}
+        self._likes = np.zeros(len(items), dtype=np.int64)
+
+    def scores(self, user: str) -> np.ndarray:
+        """Return how often the user liked each, and what share of the most liked one's likes it has."""
+        scored = (self._likes / (self._likes.max(initial=0) + 1.0)).astype(np.float32)
+        for row, times in self._before.get(user, {}).items():
+            scored[row] += times
+        for row in self._basket.get(user, (0, {}))[1]:
+            scored[row] += -1e6 if self._basket_last else 1.0
+        return scored
+
+    def learn(self, event: Interaction, feedback: Feedback) -> None:
+        """Count a like; a basket counts an item once."""
+        if feedback.sign <= 0:
+            return
+        row, (ts, basket) = self._rows[event.item_id], self._basket.get(event.user_id, (event.ts, {}))
+        if ts != event.ts:
+            before = self._before.setdefault(event.user_id, {})
+            for each in basket:
+                before[each] = before.get(each, 0) + 1
+            basket = {}
+        basket[row] = None
+        self._basket[event.user_id] = event.ts, basket
+        self._likes[row] += 1
 
 
 class RiverMF:

@@ -35,11 +35,12 @@ def payload() -> dict[str, object]:
 def test_every_row_has_its_figures(payload: dict[str, dict[str, dict[str, object]]]) -> None:
     rows = payload["rows"]
     controls = {"random", "popularity", "popularity_decayed", "river_mf", "river_mf_negatives", "item_knn", "ease_300"}
+    controls |= {"neighbours"}
     assert controls == set(payload["controls"])
     assert {"ours", "ours_without_content", "neighbours", "factors", "content"} <= set(rows)
     assert len({row["evaluated"] for row in rows.values()}) == 1
     for name in rows:
-        assert set(payload["slices"][name]) == {"user_history", "item_history"}
+        assert set(payload["slices"][name]) == {"user_history", "item_history", "moment"}
         assert name == "ours" or set(payload["against"][name]) == {"difference", "ci95", "mcnemar"}
     assert float(str(rows["ours"]["recall@10"])) > float(str(rows["random"]["recall@10"]))
     json.dumps(payload, allow_nan=False)

@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 
 from common.errors import EmptyData, InvalidSetting
 from common.events import Interaction
+from common.settings import feedback_of
 from stream.comparison import curve_of, figures_of, gini, mcnemar, paired_interval, row_of, slices_of, windows_of
 from stream.contest import ContestSettings, Learner, Trial, hold_contest
 from stream.learner.blend import Blend
-from stream.learner.controls import PeriodicEase, RandomScores, RiverMF
+from stream.learner.controls import PeriodicEase, PersonalTop, RandomScores, RiverMF
 from stream.learner.mf import MF
 from stream.learner.neighbours import Neighbours
 from stream.learner.popularity import Popularity
@@ -42,6 +43,7 @@ def trial_of(ranks: dict[str, list[int]], users: list[int] | None = None) -> Tri
         item=zeros,
         history=np.arange(count),
         count=zeros,
+        inside=zeros.astype(bool),
         candidates=("a", "b", "c"),
         k=10,
         learned=count,
@@ -64,6 +66,39 @@ def test_repeats_are_tested_only_where_they_are_allowed() -> None:
     assert len(hold_contest(events, contenders, ContestSettings(warm_share=0.0)).user) == 2
     trial = hold_contest(events, contenders, ContestSettings(warm_share=0.0, repeats=True))
     assert trial.ranks["pop"].tolist() == [1, 1, 1, 1]
+
+
+def bought(*lines: tuple[str, str, int]) -> list[Interaction]:
+    return [
+        Interaction(event_id=str(n), user_id=user, item_id=item, action="purchase", ts=ts)
+        for n, (user, item, ts) in enumerate(lines)
+    ]
+
+
+def test_a_line_of_a_basket_is_told_from_its_first() -> None:
+    events = bought(("a", "x", 1), ("b", "x", 1), ("a", "y", 1), ("a", "x", 2), ("a", "z", 2), ("b", "y", 3))
+    settings = ContestSettings(warm_share=0.0, repeats=True)
+    trial = hold_contest(events, {"pop": lambda: Learner(Popularity())}, settings)
+    assert trial.inside.tolist() == [False, False, True, False, True, False]
+    moments = slices_of(trial, "pop")["moment"]
+    assert {name: part["evaluated"] for name, part in moments.items()} == {"first": 4, "further": 2}
+
+
+def test_what_a_user_bought_most_comes_first_by_hand() -> None:
+    lines = bought(
+        ("a", "x", 1), ("a", "y", 1), ("b", "z", 1), ("b", "w", 1), ("c", "z", 1), ("a", "y", 2), ("a", "y", 2),
+        ("a", "w", 2),
+    )  # fmt: skip
+    plain, earlier = PersonalTop(), PersonalTop(basket_last=True)
+    for control in (plain, earlier):
+        control.start(["w", "x", "y", "z"])
+        for event in lines:
+            control.learn(event, feedback_of(event))
+    # likes of all: w 2, x 1, y 3, z 2; of a in earlier baskets: x 1, y 1; in the newest: y and w
+    shares = np.array([2, 1, 3, 2]) / 4
+    np.testing.assert_allclose(plain.scores("a"), shares + np.array([1, 1, 2, 0]), rtol=1e-6)
+    assert np.argsort(-earlier.scores("a"), kind="stable").tolist() == [1, 3, 2, 0]
+    np.testing.assert_allclose(earlier.scores("nobody"), shares, rtol=1e-6)
 
 
 def test_hidden_items_are_never_learned_and_ranked_among_themselves() -> None:
