@@ -24,6 +24,7 @@ from common.encoder.cache import open_or_build
 from common.encoder.spec import EncoderSpec
 from common.progress import Progress, silent
 from common.store import write_atomic
+from server.artifact import ITEM_VECTORS
 from server.evaluate import (
     HISTORY,
     NEGATIVES,
@@ -40,7 +41,7 @@ from server.evaluate import (
 from server.gate import Difference, difference
 from server.neighbours import MOST_ITEMS, by_neighbours, fit_neighbours
 from server.registry import Registry
-from server.release import ITEM_VECTORS, row_slices
+from server.release import row_slices
 from server.slices import HEAD_SHARE, Rows, by_slice
 
 GAP_DECAY, AGE_DECAY = 15.0, 4.0

@@ -11,16 +11,12 @@ from common.encoder.cache import HiddenCache, encode_items
 from common.errors import ArtifactCorrupt, VersionNotFound
 from common.manifests import Manifest, TensorSpec
 from common.store import pack_arrays
+from server.artifact import ADAPTER_CONFIG, ADAPTER_WEIGHTS, ITEM_VECTORS, STRATEGY_STATE
 from server.evaluate import Quality, Ranking, TestEvents, by_text, quality_of, rank
 from server.gate import Verdict, difference, judge
 from server.registry import CURRENT, Registry
 from server.rounds import RunPlan, RunState
 from server.slices import Rows, by_slice, client_slice, slices_of
-
-ADAPTER_CONFIG = "adapter/adapter_config.json"
-ADAPTER_WEIGHTS = "adapter/adapter_model.safetensors"
-ITEM_VECTORS = "item_vectors.safetensors"
-STRATEGY_STATE = "strategy_state.safetensors"
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,9 +15,10 @@ from common.ids import arrays_sha256
 from common.instructions import PrivacyTerms
 from common.manifests import Manifest
 from common.store import write_atomic
+from server.artifact import ADAPTER_WEIGHTS, STRATEGY_STATE
 from server.plan import RunPlan, Start
 from server.registry import STORE_NAME, Registry
-from server.release import ADAPTER_WEIGHTS, STRATEGY_STATE, number_of
+from server.release import number_of
 from server.round_store import RUN_NAME, RunState
 
 NEWEST_RUN = "newest-run"

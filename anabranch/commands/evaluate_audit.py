@@ -108,8 +108,8 @@ def _run(
     from common.encoder.adapter import TextEncoder
     from common.encoder.cache import open_or_build
     from common.encoder.spec import EncoderSpec
+    from server.artifact import ADAPTER_WEIGHTS
     from server.registry import Registry
-    from server.release import ADAPTER_WEIGHTS
 
     base, started_from = None, "a fresh adapter"
     if store is not None:

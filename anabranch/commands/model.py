@@ -1,7 +1,6 @@
-"""`anabranch model`: which versions there are, and which one is current."""
+"""`anabranch model`: which versions there are, whether they are whole, and what the names stand for."""
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -9,18 +8,24 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from anabranch.commands import model_lifecycle
 from anabranch.output import Output
-from common.errors import ArtifactCorrupt, StoreError
+from common.errors import ArtifactCorrupt, NoModel, StoreError
 
 if TYPE_CHECKING:
     from common.manifests import Manifest
     from server.registry import Registry
 
-app = typer.Typer(no_args_is_help=True, help="List, show, promote, roll back and verify model versions.")
+app = typer.Typer(no_args_is_help=True, help="List, compare, promote, verify, export and remove model versions.")
+app.command("diff")(model_lifecycle.diff)
+app.command("export")(model_lifecycle.export)
+app.command("copy")(model_lifecycle.copy)
+app.command("gc")(model_lifecycle.gc)
 
-Store = Annotated[Path, typer.Option(help="Folder of models.")]
+Store = Annotated[str, typer.Option(help="Folder of models, or an address like s3://bucket/prefix.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-DEFAULT_STORE = Path("anabranch-store")
+Name = Annotated[str, typer.Option("--name", help="The name that moves: current (what is served), champion, ...")]
+DEFAULT_STORE = "anabranch-store"
 
 
 @app.command("list")
@@ -33,16 +38,16 @@ def list_versions(store: Store = DEFAULT_STORE, as_json: AsJson = False) -> None
     """
     registry = _open(store)
     rows = [_row(registry, name) for name in registry.names()]
-    current = registry.pointer("current")
+    pointers = registry.pointers()
 
     def table(console: Console) -> None:
         drawn = Table(title=f"{len(rows)} version(s) in {store}", title_justify="left")
         for column in ("version", "parents", "round", "recall@10", "epsilon", "made"):
             drawn.add_column(column)
         for row in rows:
-            mark = " (current)" if row["version"] == current else ""
+            names = ", ".join(name for name, version in pointers.items() if version == row["version"])
             drawn.add_row(
-                f"{row['version']}{mark}",
+                f"{row['version']} ({names})" if names else row["version"],
                 ", ".join(row.get("parents", ())),
                 _shown(row.get("round")),
                 _shown(row.get("recall@10")),
@@ -51,7 +56,7 @@ def list_versions(store: Store = DEFAULT_STORE, as_json: AsJson = False) -> None
             )
         console.print(drawn)
 
-    Output(as_json=as_json).result({"versions": rows, "current": current}, table)
+    Output(as_json=as_json).result({"versions": rows, "current": pointers.get("current"), "pointers": pointers}, table)
 
 
 @app.command("show")
@@ -82,8 +87,9 @@ def show(
 
 @app.command("promote")
 def promote(
-    version: Annotated[str, typer.Argument(help="The version to serve.")],
+    version: Annotated[str, typer.Argument(help="The version, or another name for it.")],
     store: Store = DEFAULT_STORE,
+    name: Name = "current",
     as_json: AsJson = False,
 ) -> None:
     """Make a version the current one, after checking all its files; running services take it up.
@@ -91,12 +97,13 @@ def promote(
     \b
     Example:
       anabranch model promote v000003
+      anabranch model promote v000003 --name champion
     """
-    _move(_open(store), version, as_json=as_json)
+    _move(_open(store), name, version, as_json=as_json)
 
 
 @app.command("rollback")
-def rollback(store: Store = DEFAULT_STORE, as_json: AsJson = False) -> None:
+def rollback(store: Store = DEFAULT_STORE, name: Name = "current", as_json: AsJson = False) -> None:
     """Make the parent of the current version the current one, after checking all its files.
 
     \b
@@ -104,30 +111,40 @@ def rollback(store: Store = DEFAULT_STORE, as_json: AsJson = False) -> None:
       anabranch model rollback
     """
     registry = _open(store)
-    current = registry.current()
-    if not current.parents:
+    at = registry.pointer(name)
+    if at is None and name != "current":
+        raise NoModel(f"the name {name!r} is not set in {store}", mend=f"anabranch model promote VERSION --name {name}")
+    manifest = registry.current() if at is None else registry.manifest(at)
+    if not manifest.parents:
         raise StoreError(
-            f"version {current.version!r} has no parent",
+            f"version {manifest.version!r} has no parent",
             expected="a version made from another one",
-            consequence="it stays current",
+            consequence=f"it stays {name}",
             mend="anabranch model promote VERSION",
         )
-    _move(registry, current.parents[0], as_json=as_json)
+    _move(registry, name, manifest.parents[0], as_json=as_json)
 
 
 @app.command("verify")
 def verify(
-    version: Annotated[str, typer.Argument(help="A version, or `current`.")] = "current",
+    version: Annotated[str, typer.Argument(help="A version, or a name for it.")] = "current",
+    everything: Annotated[bool, typer.Option("--all", help="Every version, and what the names stand for.")] = False,
     store: Store = DEFAULT_STORE,
     as_json: AsJson = False,
 ) -> None:
-    """Re-hash every file of a version and compare with its manifest.
+    """Re-hash every file of a version, manifest included, and compare with what was published.
+
+    Ends with 1 when anything differs.
 
     \b
     Example:
       anabranch model verify v000003
+      anabranch model verify --all --json
     """
     registry = _open(store)
+    if everything:
+        _verify_all(registry, as_json=as_json)
+        return
     manifest = registry.verify(_manifest(registry, version).version)
     payload = {"version": manifest.version, "ok": True, "files": dict(manifest.files)}
     Output(as_json=as_json).result(
@@ -135,7 +152,28 @@ def verify(
     )
 
 
-def _open(store: Path) -> "Registry":
+def _verify_all(registry: "Registry", *, as_json: bool) -> None:
+    found: dict[str, dict[str, Any]] = {}
+    for name in registry.names():
+        try:
+            found[name] = {"ok": True, "files": len(registry.verify(name).files)}
+        except StoreError as error:
+            found[name] = {"ok": False, "error": str(error)}
+    lost = {name: version for name, version in registry.pointers().items() if version not in found}
+    ok = not lost and all(row["ok"] for row in found.values())
+
+    def table(console: Console) -> None:
+        for name, row in found.items():
+            console.print(f"{name}: {row['files']} files are as published" if row["ok"] else escape(row["error"]))
+        for name, version in lost.items():
+            console.print(escape(f"{name} stands for {version}, which is not there"))
+
+    Output(as_json=as_json).result({"ok": ok, "versions": found, "lost_pointers": lost}, table)
+    if not ok:
+        raise typer.Exit(1)
+
+
+def _open(store: str) -> "Registry":
     from server.registry import Registry
 
     return Registry.open(store)
@@ -145,13 +183,13 @@ def _manifest(registry: "Registry", version: str) -> "Manifest":
     return registry.current() if version == "current" else registry.manifest(version)
 
 
-def _move(registry: "Registry", version: str, *, as_json: bool) -> None:
-    before = registry.pointer("current")
+def _move(registry: "Registry", name: str, version: str, *, as_json: bool) -> None:
+    before = registry.pointer(name)
     checked = registry.verify(version)
-    registry.point("current", checked.version)
-    payload = {"current": checked.version, "before": before}
+    registry.point(name, checked.version)
+    payload = {name: checked.version, "before": before}
     Output(as_json=as_json).result(
-        payload, lambda console: console.print(f"current is {checked.version} (was {before or 'unset'})")
+        payload, lambda console: console.print(f"{name} is {checked.version} (was {before or 'unset'})")
     )
 
 

@@ -18,9 +18,9 @@ from common.datasets.base import Dataset
 from common.datasets.synthetic import SyntheticSpec, make_synthetic
 from common.errors import InvalidSetting, StoreMismatch, UnknownName
 from common.instructions import Objective, PrivacyTerms
+from server.artifact import ITEM_VECTORS
 from server.evaluate import Ranking, build_test, by_text, quality_of, rank
 from server.registry import Registry
-from server.release import ITEM_VECTORS
 from server.slices import slices_of
 from tests.house.tree import command
 

@@ -12,8 +12,8 @@ from common.datasets.synthetic import SyntheticSpec, make_synthetic
 from common.instructions import Objective, PrivacyTerms
 from common.manifests import Manifest
 from common.store import pack_arrays
+from server.artifact import ITEM_VECTORS
 from server.registry import CURRENT, Registry
-from server.release import ITEM_VECTORS
 
 DATA = make_synthetic(SyntheticSpec(users=40, items=40, events=1000), 0)
 

@@ -14,8 +14,8 @@ from common.datasets.synthetic import SyntheticSpec, make_synthetic
 from common.encoder.spec import EncoderSpec
 from common.errors import InvalidSetting, NoModel, PrivacyError, StoreMismatch
 from common.instructions import Objective, PrivacyTerms
+from server.artifact import ADAPTER_WEIGHTS
 from server.registry import Registry
-from server.release import ADAPTER_WEIGHTS
 
 DATA = make_synthetic(SyntheticSpec(users=40, items=40, events=1000), 0)
 OTHER = make_synthetic(SyntheticSpec(users=41, items=40, events=1000), 1)

@@ -13,9 +13,10 @@ from common.instructions import Objective, PrivacyTerms
 from common.items import Catalogue, Item
 from common.manifests import Manifest
 from common.store import pack_arrays
+from server.artifact import ITEM_VECTORS
 from server.evaluate import build_test
 from server.registry import CURRENT, Registry, StoreInfo
-from server.release import ITEM_VECTORS, Publisher, is_promoted
+from server.release import Publisher, is_promoted
 from server.rounds import RunPlan, RunState
 from tests.encoders import WORDS
 

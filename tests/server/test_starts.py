@@ -14,9 +14,10 @@ from common.items import Catalogue, Item
 from common.manifests import Manifest
 from common.privacy import PrivacyClaim
 from common.store import pack_arrays
+from server.artifact import ADAPTER_WEIGHTS, STRATEGY_STATE
 from server.plan import Start
 from server.registry import CURRENT, Registry, StoreInfo
-from server.release import ADAPTER_WEIGHTS, STRATEGY_STATE, number_of
+from server.release import number_of
 from server.round_store import RoundStore
 from server.starts import begin, first_state, newest_start, run_folder, start_from, started
 from tests.server.test_rounds import OFF, SHAPES, TERMS, plan_of
