@@ -11,6 +11,7 @@ from common.errors import CheckpointMismatch, InvalidSetting
 from common.ids import arrays_sha256
 from stream.learner.admission import checked_id, learnable_id, weight_of
 from stream.learner.kernels import SeenLog, UserRows, rank_among, seen_rows
+from stream.learner.lists import Lists, all_histories, all_seen
 from stream.learner.params import check_params, params_json
 from stream.learner.retention import Retention
 
@@ -184,6 +185,10 @@ class ArrayRanker(Ranker):  # type: ignore[misc]  # river has no types
         places = np.arange(max(0, positives - self.window), positives) % self.window
         history: np.ndarray = self._users.ring[row][places].astype(np.int64)
         return history
+
+    def all_users_items(self) -> tuple[Lists, Lists]:
+        """Return the items of `history_rows` and, sorted, of `seen_rows`, for all users: see `stream.learner.lists`."""
+        return all_histories(self._users, self.n_users), all_seen(self._users, self._log, self.n_users)
 
     def add_items(self, ids: Iterable[str]) -> None:
         """Make items candidates before anyone clicked them; known ones are left as they are."""

@@ -33,31 +33,21 @@ def frozen_snapshot(
     blend
         The other members, frozen already.
     """
-    users = learner.user_ids
-    histories = [learner.history_rows(user) for user in users]
-    seen = [np.sort(learner.seen_rows(user)) for user in users]
+    histories, seen = learner.all_users_items()
     return MFSnapshot(
         item_ids=learner.item_ids,
         history_factors=np.array(history_factors, dtype=np.float32, order="C"),
         item_factors=np.array(item_factors, dtype=np.float32, order="C"),
         item_bias=np.array(item_bias, dtype=np.float32),
         item_counts=learner.item_counts.copy(),
-        user_ids=users,
-        history_starts=_starts(histories),
-        history_items=_joined(histories),
-        seen_starts=_starts(seen),
-        seen_items=_joined(seen),
+        user_ids=learner.user_ids,
+        history_starts=histories[0],
+        history_items=histories[1],
+        seen_starts=seen[0],
+        seen_items=seen[1],
         recency=recency,
         window=learner.window,
         events=learner.events,
         offsets={topic: dict(parts) for topic, parts in offsets.items()},
         blend=blend,
     )
-
-
-def _starts(groups: list[np.ndarray]) -> np.ndarray:
-    return np.cumsum([0, *map(len, groups)], dtype=np.int64)
-
-
-def _joined(groups: list[np.ndarray]) -> np.ndarray:
-    return np.concatenate([np.zeros(0, dtype=np.int64), *groups]).astype(np.int32)

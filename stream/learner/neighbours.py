@@ -177,11 +177,11 @@ class NeighboursPart(Part):
             ``[starts[i]:starts[i + 1]]``.
         """
         other, weight = self._pairs.other[:n_items], self._pairs.weight[:n_items]
-        rows, places = np.nonzero(weight)
-        items = other[rows, places] - 1
+        filled = np.flatnonzero(weight)
+        rows, items = filled // self._places, other.reshape(-1)[filled] - 1
         asking = 1.0 / (self._ground.counts[:n_items].astype(np.float32) ** self._query.alpha + np.float32(1.0))
         starts = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=n_items))]).astype(np.int64)
-        return starts, items, weight[rows, places] * asking[rows] * self._pairs.scale[items]
+        return starts, items, weight.reshape(-1)[filled] * asking[rows] * self._pairs.scale[items]
 
     def _scale(self, count: int) -> np.float32:
         return np.float32(scale_of(count, self._query.beta))

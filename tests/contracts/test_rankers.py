@@ -350,6 +350,17 @@ def test_history_keeps_the_newest_and_seen_keeps_all(make: Make) -> None:
 
 
 @every_learner
+def test_all_users_lists_at_once_are_those_one_by_one(make: Make) -> None:
+    for learner in (make(window=4), learned(make, some_events(300), window=4)):
+        histories, seen = learner.all_users_items()
+        assert len(histories[0]) == len(seen[0]) == learner.n_users + 1
+        for place, user in enumerate(learner.user_ids):
+            mine, known = (items[starts[place] : starts[place + 1]] for starts, items in (histories, seen))
+            assert mine.tolist() == learner.history_rows(user).tolist()
+            assert known.tolist() == sorted(learner.seen_rows(user).tolist())
+
+
+@every_learner
 def test_it_learns_the_board(make: Make) -> None:
     """Two groups that like different items; a learner that personalises must tell them apart."""
     learner = make(seed=1)
