@@ -44,6 +44,21 @@ def learnable_id(kind: str, value: object) -> str:
     return value
 
 
+def number_of(y: object) -> float:
+    """Return feedback as a number between ``-MAX_WEIGHT`` and `MAX_WEIGHT`.
+
+    Raises
+    ------
+    MalformedEvent
+        When it is no finite number.
+    """
+    if type(y) is float and -MAX_WEIGHT <= y <= MAX_WEIGHT:  # nearly always; the rest takes four times as long
+        return y
+    if not isinstance(y, int | float | np.number | np.bool_) or not math.isfinite(y):
+        raise MalformedEvent(f"feedback {y!r}", expected="a finite number", consequence="nothing was learned")
+    return min(max(float(y), -MAX_WEIGHT), MAX_WEIGHT)
+
+
 def weight_of(y: object) -> float:
     """Return how much feedback counts: above 0 a like, below a dislike; 0 is a dislike of 1 (river's False).
 
@@ -52,11 +67,4 @@ def weight_of(y: object) -> float:
     MalformedEvent
         When it is no finite number.
     """
-    if type(y) is float and (
-        0.0 < y <= MAX_WEIGHT or -MAX_WEIGHT <= y < 0.0
-    ):  # nearly all; the rest costs four times that
-        return y
-    if not isinstance(y, int | float | np.number | np.bool_) or not math.isfinite(y):
-        raise MalformedEvent(f"feedback {y!r}", expected="a finite number", consequence="nothing was learned")
-    value = min(max(float(y), -MAX_WEIGHT), MAX_WEIGHT)
-    return value if value != 0.0 else -1.0
+    return number_of(y) or -1.0

@@ -6,13 +6,13 @@ import numpy as np
 
 from common.ids import rng_for, stable_hash
 
-_MASK = 2**64 - 1
-_GOLDEN = 0x9E3779B97F4A7C15
+MASK = 2**64 - 1
+GOLDEN = 0x9E3779B97F4A7C15
 
 
-def _mix(state: int) -> int:
-    state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-    state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK
+def mix(state: int) -> int:
+    state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & MASK
+    state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & MASK
     return state ^ (state >> 31)
 
 
@@ -67,13 +67,13 @@ class FoldedMF:
 
     def drawn(self, user: str, item: str) -> list[str]:
         seen = set(self.liked.get(user, []))
-        state = _mix((stable_hash(self.seed, "mf-negatives") + (self.events + 1) * _GOLDEN) & _MASK)
+        state = mix((stable_hash(self.seed, "mf-negatives") + (self.events + 1) * GOLDEN) & MASK)
         found: list[str] = []
         for _ in range(4 * self.negatives):
             if len(found) == self.negatives:
                 break
-            state = (state + _GOLDEN) & _MASK
-            candidate = self.items[_mix(state) % len(self.items)]
+            state = (state + GOLDEN) & MASK
+            candidate = self.items[mix(state) % len(self.items)]
             if candidate != item and candidate not in seen:
                 found.append(candidate)
         return found
