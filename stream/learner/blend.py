@@ -16,6 +16,7 @@ from stream.learner.haste import Haste
 from stream.learner.neighbours import NeighboursPart
 from stream.learner.parts import PartRanker, check_counts, check_rates
 from stream.learner.popularity import PopularityPart
+from stream.learner.reservoir import Reservoir
 from stream.learner.retention import Retention
 from stream.learner.text import TextSpace, checked_vectors
 
@@ -61,8 +62,10 @@ class Blend(PartRanker):
         As for `MF`: what starts anew is the factors' row, the other members fade by themselves.
     drift_boost, drift_events
         As for `MF`: factor on the factors' rates for so many events after `quicken`; 1 is off.
+    replay, replay_rate
+        As for `MF`: what the factors learn again.
     seed
-        Of rows and negatives.
+        Of rows, negatives and what is learned again.
 
     Examples
     --------
@@ -109,6 +112,8 @@ class Blend(PartRanker):
         admit_at: int = 1,
         drift_boost: float = 1.0,
         drift_events: int = 300,
+        replay: int = 0,
+        replay_rate: float = 0.5,
         seed: int = 0,
     ) -> None:
         check_counts({"window": window})
@@ -124,7 +129,9 @@ class Blend(PartRanker):
         self.weight_lr, self.focus, self.repeats = weight_lr, focus, repeats
         self.ttl_days, self.admit_at = ttl_days, admit_at
         self.drift_boost, self.drift_events = drift_boost, drift_events
+        self.replay, self.replay_rate = replay, replay_rate
         self._haste, self._boost = Haste(drift_boost, drift_events), 1.0
+        self._reservoir = Reservoir(replay, replay_rate, window, seed)
         self._texts = TextSpace(text_dimensions, window, recency)
         self._factors = FactorsPart(
             self._texts, n_factors=n_factors, negatives=negatives, window=window, recency=recency, lr=lr,
@@ -140,6 +147,7 @@ class Blend(PartRanker):
         parts = (self._neighbours, self._factors, self._texts, self._popularity)
         super().__init__(parts, seed, window, Retention(ttl_days, admit_at))
         self._fixed_arrays |= self._haste.fixed_arrays()
+        self._user_arrays |= self._reservoir.user_arrays()
         if self._habit is not None:
             self._fixed_arrays |= self._habit.fixed_arrays()
             self._user_arrays |= self._habit.user_arrays()
@@ -152,6 +160,7 @@ class Blend(PartRanker):
         self._last = None
         if self._parts:  # the base class wires once before there are any
             self._haste.wire(self._fixed_arrays)
+            self._reservoir.wire(self._user_arrays, self._users)
             if self._habit is not None:
                 rows = self._users, self._log
                 self._habit.wire(self._user_arrays, self._log_arrays, self._fixed_arrays, rows)
@@ -256,7 +265,7 @@ class Blend(PartRanker):
             super()._learn(user, item, weight)
             return
         row = user if self._users.positives[user] else -1
-        rate = self._weight_rate(weight)
+        rate, recalled = self._weight_rate(weight), self._reservoir.turn(user, item, self._events)
         if self._habit is not None and rate and row >= 0:
             share = min(weight, 1.0)
             self._habit.weigh(row, self._bucket_of(row), self._opinions(row).total, item, share, float(self.focus))
@@ -274,6 +283,10 @@ class Blend(PartRanker):
             float(self.focus),
             *self._flat,
         )
+        if recalled >= 0 and (users := self._reservoir.without(user, recalled)).positives[0]:
+            self._ground.marks[item] = self._events + 1
+            rule = self._reservoir.negatives(self._factors.rule)
+            self._factors.relearn(users, recalled, self._events, self.n_items, rule)
         if self._habit is not None:
             self._habit.note(user, item, self._ts)
 

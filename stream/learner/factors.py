@@ -321,6 +321,19 @@ class FactorsPart(Part):
             np.float32(event.weight),
         )
 
+    def relearn(self, users: UserRows, item: int, event: int, n_items: int, rule: Rule) -> None:
+        """One step of an item of the past, for user 0 of `users`; the event's marks of the user's seen items stand."""
+        tools, texts = self.tools._replace(rule=rule), self._texts
+        learn_liked(
+            self._items, self._taste, texts.rows, texts.described, users, self._counts, tools, n_items, event, 0, item,
+            np.float32(1.0),
+        )  # fmt: skip
+
+    @property
+    def rule(self) -> Rule:
+        """How the factors learn now."""
+        return self._rule
+
     def dislike(self, event: Event) -> None:
         """One step down for the item's own row."""
         learn_dislike(

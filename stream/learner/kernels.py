@@ -276,6 +276,28 @@ def learn_dislike(
 
 
 @compiled
+def step_liked(
+    items: ItemRows,
+    users: UserRows,
+    rule: Rule,
+    scratch: Scratch,
+    n_items: int,
+    event: int,
+    user: int,
+    item: int,
+    weight: np.float32,
+    stamp: int,
+) -> None:
+    """One step of an item that a user with this history likes; items marked with `stamp` are no negatives."""
+    ring, positives = users.ring[user], users.positives[user]
+    scale = fold(items.history, ring, positives, rule.decay, scratch.user)
+    count = draw_unseen(scratch, rule, n_items, event, item, stamp)
+    if count > 0:
+        softmax_step(items, scratch, count, weight, rule)
+        step_history(items, ring, positives, scale, scratch.pull, rule)
+
+
+@compiled
 def learn_event(
     items: ItemRows,
     users: UserRows,
@@ -296,12 +318,7 @@ def learn_event(
     stamp = event + 1
     mark_seen(log, users.newest[user], scratch.marks, stamp)
     seen = scratch.marks[item] == stamp
-    ring, positives = users.ring[user], users.positives[user]
-    scale = fold(items.history, ring, positives, rule.decay, scratch.user)
-    count = draw_unseen(scratch, rule, n_items, event, item, stamp)
-    if count > 0:
-        softmax_step(items, scratch, count, np.float32(weight), rule)
-        step_history(items, ring, positives, scale, scratch.pull, rule)
+    step_liked(items, users, rule, scratch, n_items, event, user, item, np.float32(weight), stamp)
     return note_positive(users, log, log_size, user, item, seen)
 
 

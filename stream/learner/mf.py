@@ -9,8 +9,9 @@ from common.snapshots import MFSnapshot
 from stream.learner.base import ArrayRanker
 from stream.learner.freeze import frozen_snapshot
 from stream.learner.haste import Haste, hastened
-from stream.learner.kernels import ItemRows, Rule, Scratch, fold, learn_event, learn_events, score_all
+from stream.learner.kernels import ItemRows, Rule, Scratch, fold, learn_event, learn_events, score_all, step_liked
 from stream.learner.parts import check_counts, check_rates
+from stream.learner.reservoir import Reservoir
 from stream.learner.retention import Retention
 
 
@@ -57,8 +58,11 @@ class MF(ArrayRanker):
         `Retention`; off by default.
     drift_boost, drift_events
         Factor on the rates for so many events after `quicken`; 1 is off.
+    replay, replay_rate
+        Size of the sample of a user's likes that is learned again, and the share of likes that one of it follows: see
+        `Reservoir`; 0 is off.
     seed
-        Of rows and negatives.
+        Of rows, negatives and what is learned again.
 
     Examples
     --------
@@ -97,6 +101,8 @@ class MF(ArrayRanker):
         admit_at: int = 1,
         drift_boost: float = 1.0,
         drift_events: int = 300,
+        replay: int = 0,
+        replay_rate: float = 0.5,
         seed: int = 0,
     ) -> None:
         check_counts({"n_factors": n_factors, "negatives": negatives})
@@ -108,8 +114,11 @@ class MF(ArrayRanker):
         self.init_scale, self.dislike, self.rate_floor = init_scale, dislike, rate_floor
         self.ttl_days, self.admit_at = ttl_days, admit_at
         self.drift_boost, self.drift_events = drift_boost, drift_events
+        self.replay, self.replay_rate = replay, replay_rate
         self._haste = Haste(drift_boost, drift_events)
         super().__init__(seed=seed, window=window, retention=Retention(ttl_days, admit_at))
+        self._reservoir = Reservoir(replay, replay_rate, window, seed)
+        self._user_arrays |= self._reservoir.user_arrays()
         self._fixed_arrays |= self._haste.fixed_arrays()
         self._item_arrays |= {
             "history": np.zeros((0, n_factors), dtype=np.float32),
@@ -138,6 +147,7 @@ class MF(ArrayRanker):
         if "history" not in arrays:  # the base class wires once before the factors exist
             return
         self._haste.wire(self._fixed_arrays)
+        self._reservoir.wire(self._user_arrays, self._users)
         self._items = ItemRows(*(arrays[name] for name in ItemRows._fields))
         self._scratch = Scratch(
             marks=np.zeros(len(arrays["counts"]), dtype=np.int64),
@@ -188,13 +198,15 @@ class MF(ArrayRanker):
         self._haste.start(self._events)
 
     def _learn(self, user: int, item: int, weight: float) -> None:
+        rule, recalled = self._rule if self._haste.at(self._events) == 1.0 else self._hasty, -1
         if weight > 0:
             self._item_arrays["counts"][item] += 1
+            recalled = self._reservoir.turn(user, item, self._events)
         self._log_size = learn_event(
             self._items,
             self._users,
             self._log,
-            self._rule if self._haste.at(self._events) == 1.0 else self._hasty,
+            rule,
             self._scratch,
             self.n_items,
             self._events,
@@ -203,9 +215,20 @@ class MF(ArrayRanker):
             weight,
             self._log_size,
         )
+        if recalled >= 0:
+            self._relearn(user, item, recalled, rule)
+
+    def _relearn(self, user: int, item: int, recalled: int, rule: Rule) -> None:
+        """One step of an item of the past; the event's marks of what the user has seen still stand."""
+        users, stamp = self._reservoir.without(user, recalled), self._events + 1
+        if users.positives[0]:
+            self._scratch.marks[item] = stamp
+            other = self._reservoir.negatives(rule)
+            one = np.float32(1.0)
+            step_liked(self._items, users, other, self._scratch, self.n_items, self._events, 0, recalled, one, stamp)
 
     def _learn_checked(self, events: list[tuple[str, str, float]]) -> None:
-        if self._haste.at(self._events) != 1.0:  # one call of the many has one rule
+        if self._haste.at(self._events) != 1.0 or self._reservoir.on:  # one call of the many has one rule
             super()._learn_checked(events)
             return
         size = len(events)
