@@ -68,7 +68,7 @@ class Recommender:
         Parameters
         ----------
         store
-            Its folder.
+            Its folder, or an address like ``s3://bucket/prefix``.
         version
             A model version, or a pointer name.
         device
@@ -83,7 +83,7 @@ class Recommender:
         ArtifactCorrupt
             When a file is not what its manifest says.
         """
-        return cls(load_bundle(Registry.open(Path(store)), version), lazy_queries(device))
+        return cls(load_bundle(Registry.open(store), version), lazy_queries(device))
 
     @property
     def version(self) -> str:

@@ -144,6 +144,11 @@ class Registry:
         return self.storage.address
 
     @property
+    def is_local(self) -> bool:
+        """Whether the store is a folder of this machine."""
+        return isinstance(self.storage, LocalStorage)
+
+    @property
     def root(self) -> Path:
         """The folder of a local store.
 

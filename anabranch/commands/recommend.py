@@ -1,7 +1,6 @@
 """`anabranch recommend`: one question, from a store or a running service."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -22,7 +21,7 @@ def recommend(
     k: Annotated[int, typer.Option("-k", help="How many items, 1 to 500.")] = 10,
     include_seen: Annotated[bool, typer.Option(help="Recommend what was liked already, too.")] = False,
     explain: Annotated[bool, typer.Option(help="Say why; the weights add up to the score.")] = False,
-    store: Annotated[Path, typer.Option(help="Folder of models.")] = Path("anabranch-store"),
+    store: Annotated[str, typer.Option(help="Folder of models, or an address: s3://...")] = "anabranch-store",
     version: Annotated[str, typer.Option(help="Model version, or `current`.")] = "current",
     url: Annotated[str | None, typer.Option(help="Ask a running service instead of reading the store.")] = None,
     device: Annotated[str, typer.Option(help="Where the query is encoded: auto, cpu, cuda, mps.")] = "auto",
@@ -53,7 +52,7 @@ def recommend(
     out.result(payload, lambda console: _draw(console, payload))
 
 
-def _from_store(store: Path, version: str, device: str, asked: Mapping[str, Any]) -> dict[str, Any]:
+def _from_store(store: str, version: str, device: str, asked: Mapping[str, Any]) -> dict[str, Any]:
     from anabranch.recommender import Recommender
     from server.serving.recommend import Question, slate_payload
 

@@ -1,7 +1,6 @@
 """`anabranch serve`: the query path over HTTP."""
 
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -10,7 +9,7 @@ from anabranch.output import Output
 
 
 def serve(
-    store: Annotated[Path, typer.Option(help="Folder of models to serve.")] = Path("anabranch-store"),
+    store: Annotated[str, typer.Option(help="Folder of models to serve, or an address: s3://...")] = "anabranch-store",
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65_535, help="Port; 0 takes a free one.")] = 8000,
     reload_every: Annotated[
@@ -52,6 +51,6 @@ def serve(
             else:
                 queries.warm(bundle.model)
             url = url_of(listener)
-            out.result({"url": url, "store": str(store)}, lambda console: console.print(f"serving {store} on {url}"))
+            out.result({"url": url, "store": store}, lambda console: console.print(f"serving {store} on {url}"))
             serve_until_stopped(create_app(source, queries), listener)
     out.note("stopped")

@@ -144,7 +144,7 @@ class BundleSource(Protocol):
 
 
 def load_model(registry: Registry, version: str = CURRENT) -> Model:
-    """Read one adapter version, every array checked against its hash.
+    """Read one adapter version, every file of it checked against its hash, those that are not served too.
 
     Raises
     ------
@@ -155,11 +155,11 @@ def load_model(registry: Registry, version: str = CURRENT) -> Model:
     ArtifactCorrupt
         When a file is not what the manifest says.
     """
-    manifest = registry.current() if version == CURRENT else registry.manifest(version)
+    manifest = registry.verify(registry.current().version if version == CURRENT else version)
     name = manifest.version  # from here on by name: `current` may move between two reads
     vectors = registry.arrays(name, VECTORS_FILE).get(VECTORS_TENSOR)
     adapter = registry.arrays(name, ADAPTER_FILE)
-    where = f"version {name!r} of {registry.root}"
+    where = f"version {name!r} of {registry.address}"
     if vectors is None or vectors.ndim != 2 or vectors.shape[0] != len(registry.catalogue):
         shown = "no item vectors" if vectors is None else f"item vectors of shape {vectors.shape}"
         raise StoreMismatch(
@@ -292,9 +292,10 @@ def load_bundle(registry: Registry, version: str = CURRENT, snapshots: Path | No
     version
         A version or pointer name.
     snapshots
-        Folder of the snapshots; None takes the store's own.
+        Folder of the snapshots; None takes the store's own, which a remote store has not.
     """
-    folder = snapshots_folder(registry.root) if snapshots is None else snapshots
     model = load_model(registry, version)
-    name = snapshot_name(folder)
-    return Bundle(registry.catalogue, model, None if name is None else load_stream(folder, name, registry.catalogue))
+    folder = snapshots_folder(registry.root) if snapshots is None and registry.is_local else snapshots
+    name = None if folder is None else snapshot_name(folder)
+    stream = None if folder is None or name is None else load_stream(folder, name, registry.catalogue)
+    return Bundle(registry.catalogue, model, stream)

@@ -57,14 +57,15 @@ class ReloadingSource:
     Parameters
     ----------
     root
-        The store; it may still lack a model, or be missing altogether.
+        The store, a folder or an address; it may still lack a model, or be missing altogether. A remote one has no
+        snapshots of the stream.
     every
         Seconds between two looks at the pointers (two small files).
     monotonic
         Seconds that never go back.
     """
 
-    def __init__(self, root: Path, every: float = 2.0, monotonic: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, root: Path | str, every: float = 2.0, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._root, self._every, self._monotonic = root, every, monotonic
         self._registry: Registry | None = None
         self._bundle: Bundle | None = None
@@ -105,7 +106,7 @@ class ReloadingSource:
             registry = self._opened()
             if registry is None:
                 return False
-            old, folder = self._bundle, snapshots_folder(self._root)
+            old, folder = self._bundle, snapshots_folder(registry.root) if registry.is_local else None
             model = self._take(
                 "model",
                 lambda: registry.pointer(CURRENT),
@@ -116,9 +117,10 @@ class ReloadingSource:
                 return False
             stream = self._take(
                 "snapshot",
-                lambda: snapshot_name(folder),
+                lambda: None if folder is None else snapshot_name(folder),
                 None if old is None else old.stream,
-                lambda name: load_stream(folder, name, registry.catalogue),
+                # a name comes from a folder only
+                lambda name: load_stream(folder or Path(), name, registry.catalogue),
             )
             if old is not None and model is old.model and stream is old.stream:
                 return False
