@@ -20,6 +20,7 @@ from stream.learner.content import Content
 from stream.learner.controls import PeriodicEase, PersonalTop, RandomScores, RawTexts, RiverMF
 from stream.learner.mf import MF
 from stream.learner.neighbours import Neighbours
+from stream.learner.pointwise import PointwiseMF
 from stream.learner.popularity import DecayedPopularity, Popularity
 
 OURS, WITHOUT_CONTENT, CONTENT, ZERO_SHOT = "ours", "ours_without_content", "content", "zero_shot"
@@ -139,6 +140,7 @@ def control_rows(settings: StreamEvaluationSettings, items: int) -> dict[str, Ma
         "popularity": lambda: Learner(Popularity()),
         "river_mf": lambda: RiverMF(0, seed=seed),
         "river_mf_negatives": lambda: RiverMF(10, seed=seed),
+        "pointwise_mf": lambda: Learner(PointwiseMF(negatives=10, seed=seed)),
         "item_knn": lambda: Learner(Neighbours(gap=NO_RECENCY, recency=NO_RECENCY, beta=0.5, places=2048)),
     }
     if settings.repeats:

@@ -12,6 +12,7 @@ NAMES = {
     "popularity_decayed": "decayed popularity",
     "river_mf": "river BiasedMF",
     "river_mf_negatives": "river BiasedMF, sampled negatives",
+    "pointwise_mf": "pointwise MF, sampled negatives",
     "item_knn": "item-kNN",
     "personal_top": "what the user bought most",
     "personal_top_earlier": "what the user bought most before this basket",

@@ -14,13 +14,14 @@ from common.settings import feedback_of
 from stream.learner.base import ArrayRanker
 from stream.learner.blend import Blend
 from stream.learner.mf import MF
+from stream.learner.pointwise import PointwiseMF
 from stream.learner.popularity import Popularity
 from stream.progressive import Progressive, Protocol
 
 OURS = "ours"
 POPULARITY = "popularity"
 
-Served = MF | Blend
+Served = MF | Blend | PointwiseMF
 """Learners that give a snapshot for serving."""
 Decoder = Callable[[bytes], Interaction]
 

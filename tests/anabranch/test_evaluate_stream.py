@@ -35,7 +35,7 @@ def payload() -> dict[str, object]:
 def test_every_row_has_its_figures(payload: dict[str, dict[str, dict[str, object]]]) -> None:
     rows = payload["rows"]
     controls = {"random", "popularity", "popularity_decayed", "river_mf", "river_mf_negatives", "item_knn", "ease_300"}
-    controls |= {"neighbours"}
+    controls |= {"neighbours", "pointwise_mf"}
     assert controls == set(payload["controls"])
     assert {"ours", "ours_without_content", "neighbours", "factors", "content"} <= set(rows)
     assert len({row["evaluated"] for row in rows.values()}) == 1
