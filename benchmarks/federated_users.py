@@ -42,8 +42,8 @@ class Curve:
     clicks: int = 12
     rounds: int = 12
     records: int = 200
-    window: int = 8
-    negatives: int = 8
+    window: int = 5
+    negatives: int = 4
     server_rate: float = 0.02
     seed: int = 0
 
