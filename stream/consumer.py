@@ -12,6 +12,7 @@ state and offsets belong together. Where the topic ends is never asked (some bro
 count of events, by idleness, or when it is told to.
 """
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 
@@ -32,6 +33,7 @@ from stream.state import Decoder, ItemTexts, Served, StreamState
 
 __all__ = ["LearnReport", "StreamWorker", "WorkerSettings"]
 
+_LOG = logging.getLogger("anabranch.stream")
 _POLL_S = 0.2
 _LOOK_AGAIN_S = 10.0
 """A silent topic is looked up this often: a broker that was replaced answers polls with nothing, for ever."""
@@ -355,6 +357,8 @@ class StreamWorker:
         self._stored_offsets = self._shown_offsets()
         self._breaker.begin()
         self._meter.checkpointed(self._stored_at - began, size)
+        counts = {"events": state.events, "dead_letters": state.dead_letters, "bytes": size}
+        _LOG.info("checkpoint", extra={"data": {"checkpoint": self._sequence - 1, **counts}})
         return True
 
     def _same_topic(self, source: Source, letters: DeadLetters) -> bool:

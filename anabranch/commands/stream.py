@@ -1,32 +1,37 @@
 """`anabranch stream` and `anabranch broker`: clicks in, learned factors out."""
 
-import logging
-import signal
-import sys
-import threading
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from anabranch.commands import stream_letters, stream_produce
+from anabranch.commands.stream_options import (
+    SERVERS,
+    TOPIC,
+    JsonFlag,
+    LogOption,
+    SecurityOption,
+    ServersOption,
+    TopicOption,
+    quieten_kafka,
+    stop_on_signals,
+)
 from anabranch.output import Output
 
 if TYPE_CHECKING:
-    from common.events import Interaction
-    from stream.settings import LearnReport
+    from stream.settings import LearnReport, WorkerSettings
     from stream.state import Served
 
 app = typer.Typer(no_args_is_help=True, help="The click pipeline: send events, learn from them, see how far it is.")
+app.command("produce")(stream_produce.produce)
+app.command("replay-dead-letters")(stream_letters.replay_dead_letters)
 
-JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
-ServersOption = Annotated[str, typer.Option("--bootstrap-servers", help="Kafka's HOST:PORT, several apart by commas.")]
-TopicOption = Annotated[str, typer.Option(help="Topic of the events.")]
 StoreOption = Annotated[Path, typer.Option(help="Folder of models and checkpoints.")]
 LearnerKind = Literal["mf", "blend"]
 LearnerOption = Annotated[
@@ -46,128 +51,28 @@ EvaluateOption = Annotated[
 BoostOption = Annotated[
     float, typer.Option(help="Times the learning rates, for 300 events after a drift alarm; 1 is off.")
 ]
+ReplayOption = Annotated[
+    int, typer.Option(min=0, max=1_000, help="Learn again, now and then, one of so many kept likes a user; 0 is off.")
+]
 OnNewTopicOption = Annotated[
     Literal["fail", "continue"],
     typer.Option(help="When the topic was made anew: fail, or continue with what was learned."),
 ]
-SERVERS = "127.0.0.1:9092"
-TOPIC = "clicks"
+UntilOption = Annotated[
+    int | None, typer.Option(min=0, help="Stop after so many events in all, earlier runs included.")
+]
+IdleOption = Annotated[float | None, typer.Option(min=0.1, help="Stop after so many seconds without an event.")]
+OnLostOption = Annotated[
+    Literal["fail", "earliest", "latest"],
+    typer.Option(help="When the broker no longer has the next event: fail, earliest or latest."),
+]
+BadShareOption = Annotated[
+    float, typer.Option(min=0, max=1, help="Stop when more than this share of 200 records is bad; 1 never stops.")
+]
+MetricsOption = Annotated[
+    int | None, typer.Option("--metrics-port", min=0, max=65_535, help="Answer Prometheus at this port of loopback.")
+]
 STORE = Path("anabranch-store")
-
-
-@contextmanager
-def stop_on_signals() -> Iterator[Callable[[], bool]]:
-    """Give a callable that turns True at the first Ctrl-C or SIGTERM; a second Ctrl-C interrupts at once."""
-    asked = threading.Event()
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        if asked.is_set() and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        asked.set()
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield asked.is_set
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _quieten_kafka() -> None:
-    """Leave the client's retries out of people's sight; what cannot be mended is raised as one line."""
-    logging.getLogger("kafka").setLevel(logging.CRITICAL)
-
-
-def _events_of(data: str, seed: int, out: Output) -> "Iterable[Interaction]":
-    """Return the events of a data set, a JSON-lines file or, for "-", stdin."""
-    if data == "-":
-        return _decoded("stdin", sys.stdin.buffer)
-    path = Path(data)
-    if path.suffix in (".jsonl", ".ndjson") or path.is_file():
-        return _read_file(path)
-    from common.datasets.registry import load_dataset
-
-    with out.progress() as report:
-        return load_dataset(data, seed=seed, progress=report, notice=out.note).interactions
-
-
-def _read_file(path: Path) -> "Iterator[Interaction]":
-    from common.errors import DataError
-
-    try:
-        with path.open("rb") as lines:
-            yield from _decoded(str(path), lines)
-    except OSError as error:
-        raise DataError(
-            f"{path} cannot be read: {error.strerror}", expected="a file of one JSON event a line"
-        ) from error
-
-
-def _decoded(name: str, lines: Iterable[bytes]) -> "Iterator[Interaction]":
-    from common.errors import MalformedEvent
-    from common.events import decode_event
-
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            yield decode_event(line)
-        except MalformedEvent as error:
-            raise MalformedEvent(
-                f"line {number} of {name}: {error}", consequence="the lines before it were sent"
-            ) from error
-
-
-@app.command()
-def produce(
-    *,
-    data: Annotated[str, typer.Option(help="Name of a data set, a .jsonl file of events, or - for stdin.")],
-    servers: ServersOption = SERVERS,
-    topic: TopicOption = TOPIC,
-    partitions: Annotated[
-        int,
-        typer.Option(
-            min=1,
-            help="Partitions of a topic that is created; with more than one, users' events mix anew each time.",
-        ),
-    ] = 1,
-    speed: Annotated[str, typer.Option(help="realtime, max, or how many times real time.")] = "max",
-    limit: Annotated[int | None, typer.Option(min=0, help="Send at most so many events.")] = None,
-    start_at: Annotated[int, typer.Option(min=0, help="Skip so many events: go on after an interrupted run.")] = 0,
-    seed: Annotated[int, typer.Option(help="Seed of a synthetic data set.")] = 0,
-    as_json: JsonFlag = False,
-) -> None:
-    """Send events to a topic, each acknowledged; Ctrl-C ends it in good order.
-
-    \b
-    Example:
-      anabranch stream produce --data movielens-100k --limit 10000
-    """
-    from stream.kafka_log import KafkaLog
-    from stream.producer import parse_speed
-    from stream.producer import produce as send
-
-    out = Output(as_json=as_json)
-    _quieten_kafka()
-    times = parse_speed(speed)
-    events = _events_of(data, seed, out)
-    with stop_on_signals() as stopping, out.progress() as progress:
-        report = send(
-            events,
-            log=KafkaLog(servers),
-            topic=topic,
-            partitions=partitions,
-            speed=times,
-            start_at=start_at,
-            limit=limit,
-            stopping=stopping,
-            progress=progress,
-        )
-
-    def draw(console: Console) -> None:
-        console.print(f"{report.acked} of {report.sent} events are on {topic} at {servers}, in {report.seconds:.1f} s")
-
-    out.result(asdict(report), draw)
 
 
 @app.command()
@@ -179,21 +84,18 @@ def learn(
     from_catalogue: Annotated[
         bool, typer.Option(help="Take every item of the store's catalogue for a candidate, where it has one.")
     ] = True,
-    until_events: Annotated[
-        int | None, typer.Option(min=0, help="Stop after so many events in all, earlier runs included.")
-    ] = None,
-    idle_timeout: Annotated[
-        float | None, typer.Option(min=0.1, help="Stop after so many seconds without an event.")
-    ] = None,
+    until_events: UntilOption = None,
+    idle_timeout: IdleOption = None,
     checkpoint_every: Annotated[int, typer.Option(min=1, help="Events between two checkpoints.")] = 5000,
     checkpoint_seconds: Annotated[
         float, typer.Option(min=0.01, help="Seconds between two checkpoints, if that is sooner.")
     ] = 5.0,
     on_new_topic: OnNewTopicOption = "fail",
-    on_lost_offset: Annotated[
-        Literal["fail", "earliest", "latest"],
-        typer.Option(help="When the broker no longer has the next event: fail, earliest or latest."),
-    ] = "fail",
+    on_lost_offset: OnLostOption = "fail",
+    bad_share: BadShareOption = 0.5,
+    metrics_port: MetricsOption = None,
+    security: SecurityOption = None,
+    log_format: LogOption = "text",
     evaluate_every: EvaluateOption = 1,
     learner: LearnerOption = "blend",
     repeats: RepeatsOption = False,
@@ -202,6 +104,7 @@ def learn(
     ttl_days: TtlOption = 0.0,
     admit_at: AdmitOption = 1,
     drift_boost: BoostOption = 1.0,
+    replay: ReplayOption = 0,
     seed: Annotated[int, typer.Option(help="Seed of the learner.")] = 0,
     as_json: JsonFlag = False,
 ) -> None:
@@ -213,33 +116,58 @@ def learn(
     Example:
       anabranch stream learn --idle-timeout 10
     """
-    from anabranch.item_texts import NewestTexts
-    from stream.consumer import StreamWorker
+    from stream.security import read_security
     from stream.settings import WorkerSettings
 
-    out = Output(as_json=as_json)
-    _quieten_kafka()
-    settings = WorkerSettings(
-        servers=servers,
-        topic=topic,
-        store=store,
-        checkpoint_events=checkpoint_every,
-        checkpoint_seconds=checkpoint_seconds,
-        until_events=until_events,
-        idle_timeout_s=idle_timeout,
-        on_new_topic=on_new_topic,
-        on_lost_offset=on_lost_offset,
-        evaluate_every=evaluate_every,
-    )
-    fresh = _fresh_learner(learner, factors, negatives, repeats, ttl_days, admit_at, drift_boost, seed)
-    items = _catalogue_ids(store) if from_catalogue else ()
-    texts = NewestTexts(store, out.note) if from_catalogue and learner == "blend" else lambda: None
-    with stop_on_signals() as stopping, out.progress() as progress:
-        worker = StreamWorker(
-            settings, fresh, items=items, texts=texts, stopping=stopping, notice=out.note, progress=progress
+    out = Output(as_json=as_json, log_format=log_format)
+    quieten_kafka()
+    with out.failing():
+        settings = WorkerSettings(
+            servers=servers,
+            topic=topic,
+            store=store,
+            checkpoint_events=checkpoint_every,
+            checkpoint_seconds=checkpoint_seconds,
+            until_events=until_events,
+            idle_timeout_s=idle_timeout,
+            on_new_topic=on_new_topic,
+            on_lost_offset=on_lost_offset,
+            evaluate_every=evaluate_every,
+            bad_share=bad_share,
+            security=read_security(security),
         )
-        report = worker.run()
+        fresh = _fresh_learner(learner, factors, negatives, repeats, ttl_days, admit_at, drift_boost, replay, seed)
+        report = _work(out, settings, fresh, from_catalogue, metrics_port)
     out.result(asdict(report), lambda console: _draw_report(console, report, store))
+
+
+def _work(
+    out: Output, settings: "WorkerSettings", fresh: "Served", from_catalogue: bool, metrics_port: int | None
+) -> "LearnReport":
+    """Run one worker until it ends, watched where a port is given."""
+    from anabranch.item_texts import NewestTexts
+    from stream.consumer import StreamWorker
+    from stream.learner.blend import Blend
+    from stream.metrics import WorkerMetrics
+
+    store = settings.store
+    texts = NewestTexts(store, out.note) if from_catalogue and isinstance(fresh, Blend) else lambda: None
+    metrics = None if metrics_port is None else WorkerMetrics()
+    with ExitStack() as stack:
+        stopping = stack.enter_context(stop_on_signals())
+        if metrics is not None and metrics_port is not None:
+            port = stack.enter_context(metrics.served(metrics_port))
+            out.note(f"figures for Prometheus at http://127.0.0.1:{port}/metrics")
+        return StreamWorker(
+            settings,
+            fresh,
+            items=_catalogue_ids(store) if from_catalogue else (),
+            texts=texts,
+            stopping=stopping,
+            notice=out.note,
+            progress=stack.enter_context(out.progress()),
+            meter=metrics,
+        ).run()
 
 
 def _fresh_learner(
@@ -250,23 +178,21 @@ def _fresh_learner(
     ttl_days: float,
     admit_at: int,
     drift_boost: float,
+    replay: int,
     seed: int,
 ) -> "Served":
     from stream.learner.blend import Blend
     from stream.learner.mf import MF
 
-    if kind == "blend":
-        return Blend(
-            n_factors=factors,
-            negatives=negatives,
-            repeats=repeats,
-            ttl_days=ttl_days,
-            admit_at=admit_at,
-            drift_boost=drift_boost,
-            seed=seed,
-        )
-    return MF(
-        n_factors=factors, negatives=negatives, ttl_days=ttl_days, admit_at=admit_at, drift_boost=drift_boost, seed=seed
+    make = partial(Blend, repeats=repeats) if kind == "blend" else MF
+    return make(
+        n_factors=factors,
+        negatives=negatives,
+        ttl_days=ttl_days,
+        admit_at=admit_at,
+        drift_boost=drift_boost,
+        replay=replay,
+        seed=seed,
     )
 
 

@@ -5,13 +5,25 @@ from dataclasses import dataclass
 import numpy as np
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 
-from common.events import Action, Interaction, encode_event
+from common.events import encode_event
 from stream.learner.blend import Blend
 from stream.learner.mf import MF
 from stream.state import ItemTexts, Served
 from stream.topics import ensure_topic
+from tests.stream.clicks import some_events
 
-ACTIONS: tuple[Action, ...] = ("click", "click", "purchase", "rating", "skip", "impression", "view")
+__all__ = [
+    "MALFORMED",
+    "Read",
+    "put",
+    "records_with_faults",
+    "small_learner",
+    "small_mf",
+    "some_events",
+    "some_texts",
+    "take",
+]
+
 MALFORMED = (b"", b"{", b'{"v":2}', b"\xff\xfe", b'{"v":1,"event_id":"e"}', b"[1,2]", b"null", b'{"a":' * 2000)
 
 
@@ -31,22 +43,6 @@ def some_texts(seed: int = 0) -> ItemTexts:
     """Return texts of the items that `some_events` clicks."""
     ids = tuple(f"item-{number}" for number in range(40))
     return ItemTexts(ids, np.random.default_rng(seed).standard_normal((40, 12)))
-
-
-def some_events(count: int, seed: int = 0) -> list[Interaction]:
-    """Return events of all kinds by a few users."""
-    rng = np.random.default_rng(seed)
-    return [
-        Interaction(
-            event_id=f"event-{seed}-{number}",
-            user_id=f"user-{rng.integers(15)}",
-            item_id=f"item-{rng.integers(40)}",
-            action=ACTIONS[rng.integers(len(ACTIONS))],
-            ts=1_000 * number,
-            value=float(rng.integers(1, 6)),
-        )
-        for number in range(count)
-    ]
 
 
 def records_with_faults(count: int, seed: int = 0) -> tuple[list[bytes], set[int]]:
