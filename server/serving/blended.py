@@ -175,11 +175,14 @@ def _raw(
 
 def _standardised(raw: np.ndarray, over: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return z-scores of all items, float64 [m, n], and the spreads, infinite where a member says nothing."""
-    taken = raw[:, over]
-    if not taken.shape[1]:
+    # sums over all less those of the few that are left out: no copy of the rest
+    without = raw[:, ~over]
+    count = raw.shape[1] - without.shape[1]
+    if not count:
         return np.zeros_like(raw), np.full(len(raw), np.inf)
-    mean = taken.mean(axis=1)
-    spread = np.sqrt(np.maximum(0.0, (taken * taken).mean(axis=1) - mean * mean))
+    mean = (raw.sum(axis=1) - without.sum(axis=1)) / count
+    squares = np.einsum("mn,mn->m", raw, raw) - np.einsum("mn,mn->m", without, without)
+    spread = np.sqrt(np.maximum(0.0, squares / count - mean * mean))
     spread[spread <= _LEAST_SPREAD * np.maximum(1.0, np.abs(mean))] = np.inf
     return (raw - mean[:, None]) / spread[:, None], spread
 
