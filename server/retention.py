@@ -7,6 +7,9 @@ from common.errors import ArtifactCorrupt, InvalidSetting, VersionNotFound
 from common.manifests import Manifest
 from server.registry import Registry
 
+FRESH = 3_600_000
+"""Milliseconds: a version this young that nothing was made from yet may be about to get a name, whatever its rank by
+age; its publisher's clock may be behind."""
 GRACE = 24 * 3_600_000
 """Milliseconds: what a publisher left behind is taken for dead after this long."""
 
@@ -49,7 +52,7 @@ class Collected:
     leftovers: int
 
 
-def plan_retention(registry: Registry, keep: int) -> Retention:
+def plan_retention(registry: Registry, keep: int, now: int) -> Retention:
     """Decide what to keep: what a name stands for, the newest, and the parents of these, so that each can go back.
 
     A version whose manifest is damaged is kept: what it was made of, and when, is unknown.
@@ -58,6 +61,8 @@ def plan_retention(registry: Registry, keep: int) -> Retention:
     ----------
     keep
         How many of the newest versions; at least one, which is what a publisher builds upon.
+    now
+        Milliseconds since the epoch.
 
     Raises
     ------
@@ -71,12 +76,14 @@ def plan_retention(registry: Registry, keep: int) -> Retention:
     for name in registry.names():
         try:
             whole.append(registry.manifest(name))
-        except ArtifactCorrupt:
-            kept[name] = "damaged"
-        except VersionNotFound:
-            continue  # somebody else removes versions, too
+        except (ArtifactCorrupt, VersionNotFound):
+            # or somebody else has just removed it
+            if registry.storage.has(name):
+                kept[name] = "damaged"
     whole.sort(key=lambda manifest: (manifest.created_at, manifest.version))
     by_name = {manifest.version: manifest for manifest in whole}
+    grown = {parent for manifest in whole for parent in manifest.parents}
+    kept |= {name: "fresh" for name, made in by_name.items() if name not in grown and made.created_at > now - FRESH}
     for manifest in whole[-keep:]:
         kept[manifest.version] = "among the newest"
     # the pointers last: a version that came meanwhile is not in the list, and so is safe
@@ -103,7 +110,7 @@ def collect(registry: Registry, keep: int, now: int) -> Collected:
     now
         Milliseconds since the epoch.
     """
-    plan = plan_retention(registry, keep)
+    plan = plan_retention(registry, keep, now)
     kept, removed, freed = dict(plan.kept), [], 0
     for version in plan.removed:
         size = registry.storage.size(version)

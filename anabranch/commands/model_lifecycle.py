@@ -100,7 +100,8 @@ def gc(
 ) -> None:
     """Remove versions that nobody needs.
 
-    Kept are the newest, those that a name stands for, and the parents of these, so that each can be rolled back.
+    Kept are the newest, those that a name stands for, and the parents of these, so that each can be rolled back; and
+    one that is less than an hour old, when nothing was made from it yet: its publisher may be about to name it.
 
     \b
     Example:
@@ -113,7 +114,7 @@ def gc(
     registry = Registry.open(store)
     payload: dict[str, Any]
     if dry_run:
-        plan = plan_retention(registry, keep)
+        plan = plan_retention(registry, keep, wall_clock())
         sizes = sum(map(registry.storage.size, plan.removed))
         payload = {"removed": list(plan.removed), "freed": sizes, "kept": dict(plan.kept), "leftovers": None}
     else:

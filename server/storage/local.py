@@ -4,7 +4,7 @@ import fcntl
 import os
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from common.disk import DISK, Disk
@@ -81,7 +81,12 @@ class LocalStorage:
 
     def size(self, version: str) -> int:
         """Return how many bytes the files of a version hold."""
-        return sum(path.stat().st_size for path in self.folder(version).rglob("*") if path.is_file())
+        total = 0
+        # somebody else may be removing it
+        with suppress(FileNotFoundError):
+            for path in self.folder(version).rglob("*"):
+                total += path.stat().st_size if path.is_file() else 0
+        return total
 
     def pointers(self) -> tuple[str, ...]:
         """Return the names that are set, sorted."""

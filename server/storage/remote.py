@@ -133,7 +133,12 @@ class RemoteStorage:
 
     def size(self, version: str) -> int:
         """Return how many bytes the objects of a version hold, other attempts included."""
-        return sum(int(self._files.size(f"{self._root}/{name}") or 0) for name in self._full(f"{VERSIONS}/{version}"))
+        total = 0
+        for name in self._full(f"{VERSIONS}/{version}"):
+            # somebody else may be removing it
+            with suppress(FileNotFoundError), self._asking(name):
+                total += int(self._files.size(f"{self._root}/{name}") or 0)
+        return total
 
     def pointers(self) -> tuple[str, ...]:
         """Return the names that are set, sorted."""

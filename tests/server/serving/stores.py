@@ -63,7 +63,7 @@ def checker_board(items: int = 20) -> Catalogue:
     return Catalogue(rows)
 
 
-def new_store(root: Path, catalogue: Catalogue | None = None) -> Registry:
+def new_store(root: Path | str, catalogue: Catalogue | None = None) -> Registry:
     info = StoreInfo("words", SHA256, "checker-board", 1_000)
     return Registry.create(root, info, catalogue or checker_board())
 
