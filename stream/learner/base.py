@@ -10,6 +10,7 @@ from river.reco.base import Ranker
 from common.errors import CheckpointMismatch, InvalidSetting
 from common.ids import arrays_sha256
 from stream.learner.admission import checked_id, learnable_id, weight_of
+from stream.learner.best import best_rows
 from stream.learner.kernels import SeenLog, UserRows, rank_among, seen_rows
 from stream.learner.lists import Lists, all_histories, all_seen
 from stream.learner.params import check_params, params_json
@@ -400,13 +401,11 @@ class ArrayRanker(Ranker):  # type: ignore[misc]  # river has no types
             allowed[rows] = True
         if exclude_seen:
             allowed[seen] = False
-        open_rows = np.flatnonzero(allowed)
-        if len(open_rows) > k:
-            # everything tied with the k-th best stays, so the ids decide among them
-            kept = scores[open_rows]
-            open_rows = open_rows[kept >= np.partition(kept, len(kept) - k)[len(kept) - k]]
+        # everything tied with the k-th best stays, so the ids decide among them
+        open_rows = best_rows(scores, allowed, k)
         ids = self._item_names
-        best = sorted((-float(scores[row]), ids[row]) for row in open_rows)[:k]
+        found = zip(open_rows.tolist(), scores[open_rows].tolist(), strict=True)
+        best = sorted((-score, ids[row]) for row, score in found)[:k]
         return [(item, -score) for score, item in best]
 
     def rank_of(
