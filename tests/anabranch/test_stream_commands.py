@@ -19,6 +19,7 @@ from common.events import Interaction, encode_event
 from common.snapshots import read_snapshot
 from stream.broker import EmbeddedBroker, speaks_kafka
 from stream.checkpoint import SNAPSHOTS, CheckpointStore
+from stream.kafka_log import KafkaLog
 
 app = typer.Typer(pretty_exceptions_enable=False)
 app.command("broker")(stream.broker)
@@ -110,6 +111,66 @@ def test_files_and_stdin(servers: str, tmp_path: Path) -> None:
         run("stream", "produce", "--data", str(path), *where)
     with pytest.raises(DataError, match=r"none\.jsonl cannot be read"):
         run("stream", "produce", "--data", str(tmp_path / "none.jsonl"), *where)
+
+
+def test_a_table_goes_to_the_topic(servers: str, tmp_path: Path) -> None:
+    path = tmp_path / "clicks.csv"
+    path.write_text("who,what,at\n" + "".join(f"u{n % 3},i{n},{1_700_000_000 + n}\n" for n in range(9)))
+    where = ["--bootstrap-servers", servers, "--topic", "table", "--journal", str(tmp_path / "sent.json")]
+    columns = ["--user", "who", "--item", "what", "--time", "at"]
+    assert run_json("stream", "produce", "--data", str(path), *columns, *where, "--limit", "4")["acked"] == 4
+    rest = run_json("stream", "produce", "--data", str(path), *columns, *where)
+    assert (rest["acked"], rest["resumed_from"]) == (5, 4)
+    for options, text in (
+        ([], "--user, --item and --time"),
+        (columns[:2], "all three"),
+        (["--value", "x"], "all three"),
+    ):
+        with pytest.raises(InvalidSetting, match=text):
+            run("stream", "produce", "--data", str(path), *options, *where)
+
+
+def test_dead_letters_are_listed_saved_mended_and_sent_again(servers: str, tmp_path: Path) -> None:
+    where = ["--bootstrap-servers", servers]
+    store = ["--store", str(tmp_path / "store"), "--learner", "mf", "--factors", "8", "--idle-timeout", "0.5"]
+    assert "no dead letters" in run("stream", "replay-dead-letters", *where)
+    good = encode_event(Interaction("e-broken", "u", "i", "click", 5))
+    log = KafkaLog(servers)
+    log.ensure_topic("clicks")
+    sink = log.sink("test")
+    sink.send("clicks", good[:-1], partition=0)
+    sink.flush(10)
+    sink.close()
+    assert run_json("stream", "learn", *where, *store)["dead_letters"] == 1
+    saved = tmp_path / "letters.jsonl"
+    listed = run_json("stream", "replay-dead-letters", *where, "--dry-run", "--save", str(saved))
+    assert [(x["offset"], x["attempts"], x["replayed"]) for x in listed["letters"]] == [(0, 1, False)]
+    assert "MalformedEvent" in run("stream", "replay-dead-letters", *where, "--dry-run")
+    letter = json.loads(saved.read_text())
+    saved.write_text(json.dumps({**letter, "value": good.decode()}))
+    sent = run_json("stream", "replay-dead-letters", *where, "--mended", str(saved))
+    assert (sent["replayed"], sent["replayed_before"]) == (1, 0)
+    assert "0 of 1 letters" in run("stream", "replay-dead-letters", *where, "--mended", str(saved))
+    learned = run_json("stream", "learn", *where, *store)
+    assert (learned["learned"], learned["dead_letters"]) == (1, 1)
+
+
+def test_logs_may_be_json_and_figures_are_served(servers: str, tmp_path: Path) -> None:
+    run("stream", "produce", "--data", DATA, "--bootstrap-servers", servers)
+    script = "import sys; from anabranch.cli import main; sys.argv = ['anabranch', *sys.argv[1:]]; main()"
+    options = ["--store", str(tmp_path), "--learner", "mf", "--idle-timeout", "1", "--log-format", "json", "--json"]
+    command = [sys.executable, "-c", script, "stream", "learn", *options, "--metrics-port", "0"]
+    done = subprocess.run([*command, "--bootstrap-servers", servers], capture_output=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["events"] == 600
+    lines = [json.loads(line) for line in done.stderr.splitlines()]
+    assert all(line.keys() >= {"time", "level", "logger", "message"} for line in lines)
+    assert any("/metrics" in line["message"] for line in lines)
+    assert [line["events"] for line in lines if line["message"] == "checkpoint"][-1] == 600
+    nobody = subprocess.run([*command, "--bootstrap-servers", "nowhere"], capture_output=True, timeout=120, check=False)
+    assert nobody.returncode == 2
+    last = json.loads(nobody.stderr.splitlines()[-1])
+    assert (last["level"], last["error"]) == ("error", "InvalidSetting")
 
 
 def test_sigterm_stores_what_was_learned(servers: str, tmp_path: Path) -> None:
