@@ -8,7 +8,7 @@ import numpy as np
 
 from common.errors import ArtifactCorrupt
 
-SCHEMA = 2
+SCHEMA = 3
 """Version of what a snapshot says of a blend; another one is refused."""
 MEMBERS = ("neighbours", "factors", "content", "popularity")
 BLEND_ARRAYS = (
@@ -20,6 +20,8 @@ BLEND_ARRAYS = (
     "popularity",
     "positives",
     "habit",
+    "tried_starts",
+    "tried_items",
 )
 
 
@@ -31,7 +33,7 @@ class BlendMembers:
     the user's likes; z_m are member m's raw scores less their mean, over their standard deviation, both taken over the
     items that the user may be shown, or 0 where these all get the same. Without a history neighbours and content are 0.
 
-    - neighbours: ``sum_d neighbour_decay[d] S[h_d, k]``, h being the user's items, newest first;
+    - neighbours: ``sum_d neighbour_decay[d] S[h_d, k]``, h being what the user tried, newest first;
     - factors: as `common.snapshots.MFSnapshot` says;
     - content: ``t . x_k``, x being the last `text_columns` columns of its `item_factors`, and t folded from the rows x
       of the history as its users are folded from `history_factors`;
@@ -54,6 +56,9 @@ class BlendMembers:
         Likes of each user, those beyond the window included, int64 [u].
     habit
         float32 [s], one for each of the snapshot's `seen_items`; or [0], where users like nothing twice.
+    tried_starts, tried_items
+        int64 [u + 1] and int32 [t]: what each user tried, liked or not, oldest first: the snapshot's histories, and what
+        was rated low between. Nobody is shown that either, unless `repeats` are allowed: `seen_items` has it.
     buckets
         Least length of history of each row of `weights`, rising from 0.
     unknown_popularity
@@ -72,6 +77,8 @@ class BlendMembers:
     popularity: np.ndarray
     positives: np.ndarray
     habit: np.ndarray
+    tried_starts: np.ndarray
+    tried_items: np.ndarray
     buckets: tuple[int, ...]
     unknown_popularity: float
     text_columns: int
@@ -135,6 +142,11 @@ def _check(blend: BlendMembers, where: str) -> None:
     rising = starts > 0 and blend.pair_starts[0] == 0 and bool((np.diff(blend.pair_starts) >= 0).all())
     if not rising or starts != len(blend.popularity) + 1 or blend.pair_starts[-1] != len(items):
         raise ArtifactCorrupt(f"tensor 'blend.pair_starts' of {where} does not fit the other tensors")
+    tried, begins = blend.tried_items, blend.tried_starts
+    if len(begins) != len(blend.positives) + 1 or begins[0] != 0 or begins[-1] != len(tried):
+        raise ArtifactCorrupt(f"tensor 'blend.tried_starts' of {where} does not fit the other tensors")
+    if (np.diff(begins) < 0).any() or (len(tried) and not 0 <= tried.min() <= tried.max() < starts - 1):
+        raise ArtifactCorrupt(f"tensor 'blend.tried_items' of {where} does not fit the other tensors")
     if len(items) != len(blend.pair_weights) or (len(items) and not 0 <= items.min() <= items.max() < starts - 1):
         raise ArtifactCorrupt(f"tensor 'blend.pair_items' of {where} does not fit the other tensors")
     if blend.weights.shape != (len(blend.buckets), len(MEMBERS)) or blend.buckets[:1] != (0,):

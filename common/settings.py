@@ -45,6 +45,11 @@ def feedback_of(event: Interaction) -> Feedback:
     return ACTION_TABLE[event.action]
 
 
+def was_tried(event: Interaction) -> bool:
+    """Tell whether the event says that the user has tried the item, whatever came of it: a rating of any stars."""
+    return event.action == "rating"
+
+
 def is_positive(event: Interaction) -> bool:
     """Tell whether the event counts as liking the item."""
     return feedback_of(event).sign > 0

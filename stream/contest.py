@@ -14,7 +14,7 @@ import numpy as np
 from common.errors import EmptyData, InvalidSetting
 from common.events import Interaction
 from common.progress import Progress, silent
-from common.settings import Feedback, feedback_of
+from common.settings import Feedback, feedback_of, was_tried
 from stream.learner.base import ArrayRanker
 from stream.learner.blend import Blend
 from stream.learner.content import Content
@@ -27,7 +27,8 @@ RULES: Mapping[str, str] = {
     "same time": "events of one time (the lines of a basket) keep the order of the data; every row knows the lines "
     "before, and none is told whether the basket goes on",
     "new users": "a user without history is tested like any other",
-    "other events": "dislikes and ratings between are lessons for those who use them, never tests",
+    "other events": "dislikes and ratings between are lessons for those who use them, never tests; river_mf learns "
+    "their stars, the blend that these items were tried, the others nothing",
 }
 MASKED = "an item the user liked before is learned, not tested, and left out of everybody's list"
 ALLOWED = "an item the user liked before is tested too, and may be in the list"
@@ -60,14 +61,22 @@ class Learner:
         Item id to text vector, told to a ranker that takes them (`Blend`, `Content`); None tells nothing.
     dislikes
         Whether it learns dislikes too.
+    tries
+        Whether a `Blend` is told what was rated and not liked, too (`Blend.try_one`).
     """
 
     def __init__(
-        self, ranker: ArrayRanker, *, texts: Mapping[str, np.ndarray] | None = None, dislikes: bool = False
+        self,
+        ranker: ArrayRanker,
+        *,
+        texts: Mapping[str, np.ndarray] | None = None,
+        dislikes: bool = False,
+        tries: bool = False,
     ) -> None:
         if texts and not isinstance(ranker, Blend | Content):
             raise InvalidSetting(f"texts for a {type(ranker).__name__}", expected="a Blend or a Content")
         self.ranker, self._texts, self._dislikes = ranker, texts or {}, dislikes
+        self._tries = ranker if tries and isinstance(ranker, Blend) else None
 
     def start(self, items: Sequence[str]) -> None:
         """Make the items candidates, and describe them.
@@ -85,13 +94,18 @@ class Learner:
             self.ranker.describe(described, np.stack([self._texts[item] for item in described]))
 
     def scores(self, user: str) -> np.ndarray:
-        """Return the ranker's scores."""
-        return self.ranker.scores(user)
+        """Return the ranker's scores; minus infinity for what it would not show the user."""
+        scored = self.ranker.scores(user)
+        if self._tries is not None and not self._tries.repeats:
+            scored[self.ranker.seen_rows(user)] = -np.inf
+        return scored
 
     def learn(self, event: Interaction, feedback: Feedback) -> None:
-        """Learn a like, and a dislike where that is wanted."""
+        """Learn a like, and a dislike and what else was tried where that is wanted."""
         if feedback.sign > 0 or (feedback.sign < 0 and self._dislikes):
             self.ranker.learn_one(event.user_id, event.item_id, feedback.sign * feedback.weight, {"ts": event.ts})
+        if self._tries is not None and feedback.sign <= 0 and was_tried(event):
+            self._tries.try_one(event.user_id, event.item_id)
 
 
 @dataclass(frozen=True, slots=True)

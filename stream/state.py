@@ -10,7 +10,7 @@ import numpy as np
 from common.errors import AnabranchError, CheckpointMismatch, InvalidSetting, MalformedEvent
 from common.events import Interaction, decode_event
 from common.ids import stable_hash
-from common.settings import feedback_of
+from common.settings import feedback_of, was_tried
 from stream.learner.base import ArrayRanker
 from stream.learner.blend import Blend
 from stream.learner.mf import MF
@@ -167,6 +167,8 @@ class StreamState:
                 self.progressive.step(event.user_id, event.item_id, feedback.weight, event.ts)
             elif feedback.sign < 0:
                 self.progressive.dislike(event.user_id, event.item_id, feedback.weight, event.ts)
+            if feedback.sign <= 0 and was_tried(event) and isinstance(self.learner, Blend):
+                self.learner.try_one(event.user_id, event.item_id)
         except MalformedEvent as error:
             return Outcome("dead", type(error).__name__, str(error), event.ts)
         # only now: an event that could not be learned may come again, mended

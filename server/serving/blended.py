@@ -50,12 +50,15 @@ class Asked:
         Rows of all items liked.
     habit
         What habit adds to the first items of `seen`, float32.
+    tried
+        Rows of the items tried, liked or not, int64 [t], oldest first: what neighbours go by.
     """
 
     history: np.ndarray
     likes: int
     seen: np.ndarray
     habit: np.ndarray
+    tried: np.ndarray
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +68,7 @@ class PairSum:
     Parameters
     ----------
     position
-        Place of the asking item in the history, int64 [p].
+        Place of the asking item in the history, int64 [p]; -1 for one that was tried and not liked.
     item
         Row of the other item, int32 [p].
     amount
@@ -88,27 +91,30 @@ class PairSum:
 
     def above_average(self, chosen: np.ndarray, over: np.ndarray) -> np.ndarray:
         """Return what each item of the history adds to each chosen row above its average, float64 [c, h]."""
-        shown = self.amount * over[self.item]
-        average = np.bincount(self.position, weights=shown, minlength=self.length) / max(1, int(over.sum()))
+        liked = self.position >= 0
+        shown = (self.amount * over[self.item])[liked]
+        average = np.bincount(self.position[liked], weights=shown, minlength=self.length) / max(1, int(over.sum()))
         place = np.full(self.n_items, -1, dtype=np.int64)
         place[chosen] = np.arange(len(chosen))
         hit = place[self.item]
-        kept = hit >= 0
+        kept = (hit >= 0) & (self.position >= 0)
         added = np.zeros((len(chosen), self.length))
         np.add.at(added, (hit[kept], self.position[kept]), self.amount[kept])
         return added - average
 
 
-def pairs_of(blend: BlendMembers, history: np.ndarray) -> PairSum:
-    """Return what the neighbours of a history add, given oldest first."""
-    newest = history[::-1][: len(blend.neighbour_decay)]
+def pairs_of(blend: BlendMembers, tried: np.ndarray, history: np.ndarray) -> PairSum:
+    """Return what the neighbours of what was tried add; it and the history are given oldest first."""
+    newest = tried[::-1][: len(blend.neighbour_decay)]
+    latest = {int(row): place for place, row in enumerate(history)}
+    places = np.array([latest.get(int(row), -1) for row in newest], dtype=np.int64)
     starts = blend.pair_starts[newest]
     lengths = blend.pair_starts[newest + 1] - starts
     age = np.repeat(np.arange(len(newest)), lengths)
     before = np.cumsum(lengths) - lengths
     entry = np.arange(len(age)) + (starts - before)[age]
     amount = blend.pair_weights[entry].astype(np.float64) * blend.neighbour_decay[age]
-    return PairSum(len(history) - 1 - age, blend.pair_items[entry], amount, len(history), len(blend.popularity))
+    return PairSum(places[age], blend.pair_items[entry], amount, len(history), len(blend.popularity))
 
 
 def blended(bundle: Bundle, stream: Stream, blend: BlendMembers, asked: Asked, query: np.ndarray | None) -> Fused:
@@ -127,7 +133,7 @@ def blended(bundle: Bundle, stream: Stream, blend: BlendMembers, asked: Asked, q
     shown = np.ones(len(snapshot.item_bias), dtype=bool)
     if not blend.repeats:
         shown[asked.seen] = False
-    raw, sums = _raw(bundle, snapshot, blend, asked.history)
+    raw, sums = _raw(bundle, snapshot, blend, asked)
     z, spread = _standardised(raw, shown)
     weights = blend.weights_of(asked.likes)
     again = np.zeros(len(shown))
@@ -149,16 +155,17 @@ def blended(bundle: Bundle, stream: Stream, blend: BlendMembers, asked: Asked, q
 
 
 def _raw(
-    bundle: Bundle, snapshot: MFSnapshot, blend: BlendMembers, history: np.ndarray
+    bundle: Bundle, snapshot: MFSnapshot, blend: BlendMembers, asked: Asked
 ) -> tuple[np.ndarray, dict[MemberKind, HistorySum]]:
     """Return the members' raw scores, float64 [m, n], and how those that are sums over the history come about."""
     raw = np.zeros((len(MEMBERS), len(blend.popularity)))
+    history, pairs = asked.history, pairs_of(blend, asked.tried, asked.history)
+    raw[0] = pairs.scores()
     raw[1] = snapshot.scores(history)
     raw[3] = blend.popularity
     if not len(history):
         return raw, {}
-    pairs, factors = pairs_of(blend, history), factor_sum(snapshot, history)
-    raw[0] = pairs.scores()
+    factors = factor_sum(snapshot, history)
     sums: dict[MemberKind, HistorySum] = {"neighbours": pairs, "factors": factors}
     if blend.text_columns:
         texts = snapshot.item_factors[:, -blend.text_columns :]

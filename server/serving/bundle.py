@@ -117,6 +117,14 @@ class Bundle:
         starts = self.stream.snapshot.seen_starts
         return blend.habit[starts[row] : starts[row + 1]]
 
+    def tried_by(self, user_id: str | None) -> np.ndarray:
+        """Return the rows that the user tried of late, oldest first, where the learner tells them; empty otherwise."""
+        row = self._user_row(user_id)
+        blend = None if self.stream is None else self.stream.snapshot.blend
+        if row is None or blend is None:
+            return np.empty(0, dtype=np.int32)
+        return blend.tried_items[blend.tried_starts[row] : blend.tried_starts[row + 1]]
+
     def likes_of(self, user_id: str | None) -> int:
         """Return how many likes of the user count towards the length of the history; 0 for an unknown user."""
         row = self._user_row(user_id)
@@ -263,6 +271,7 @@ def _moved_blend(snapshot: MFSnapshot, blend: BlendMembers, target: np.ndarray, 
     popularity[target[kept]] = blend.popularity[kept]
     rows = np.repeat(target, np.diff(blend.pair_starts))
     items = target[blend.pair_items]
+    tried_starts, tried_items = _moved_lists(blend.tried_starts, blend.tried_items, target)
     stay = np.flatnonzero((rows >= 0) & (items >= 0))
     stay = stay[np.argsort(rows[stay], kind="stable")]
     sizes = np.bincount(rows[stay], minlength=n_items)
@@ -272,6 +281,8 @@ def _moved_blend(snapshot: MFSnapshot, blend: BlendMembers, target: np.ndarray, 
         pair_starts=np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64),
         pair_items=items[stay].astype(np.int32),
         pair_weights=blend.pair_weights[stay],
+        tried_starts=tried_starts,
+        tried_items=tried_items,
         habit=blend.habit[target[snapshot.seen_items] >= 0] if len(blend.habit) else blend.habit,
     )
 

@@ -188,6 +188,7 @@ def recommend(
         likes=bundle.likes_of(question.user_id) + len(given),
         seen=np.concatenate([bundle.seen_by(question.user_id).astype(np.int64), given]),
         habit=bundle.habit_of(question.user_id),
+        tried=np.concatenate([bundle.tried_by(question.user_id).astype(np.int64), given]),
     )
     eligible = np.ones(len(bundle.catalogue), dtype=bool)
     if question.exclude_seen:

@@ -1,18 +1,22 @@
 """Neighbours, factors, content and popularity as one opinion, with weights learned from the same clicks."""
 
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 
 from common.blends import MEMBERS, BlendMembers
 from common.errors import InvalidSetting
 from common.snapshots import MFSnapshot
-from stream.learner.blending import Learned, Opinions, ask_all, flattened, teach_all
+from stream.learner.admission import learnable_id
+from stream.learner.blending import Learned, Opinions, ask_all, flattened, teach_all, try_item
 from stream.learner.factors import FactorsPart
 from stream.learner.freeze import frozen_snapshot
 from stream.learner.habit import Habit
 from stream.learner.haste import Haste
+from stream.learner.kernels import UserRows
+from stream.learner.lists import all_histories
 from stream.learner.neighbours import NeighboursPart
 from stream.learner.parts import PartRanker, check_counts, check_rates
 from stream.learner.popularity import PopularityPart
@@ -28,7 +32,8 @@ START = (1.0, 1.0, 0.3, 0.1)
 """The members' weights before anything is learned; the best of three on MovieLens-100K."""
 MOST_WEIGHED = 8192
 """With more items than this, weights are learned from every n-th event only: so an event costs no more than these."""
-_LEAST_SPREAD = 1e-6
+TRIED = np.float32(0.7)
+"""How much of a like counts, in what neighbours learn, an item that was tried and not liked; set once, by hand."""
 
 
 class Blend(PartRanker):
@@ -152,13 +157,20 @@ class Blend(PartRanker):
             self._fixed_arrays |= self._habit.fixed_arrays()
             self._user_arrays |= self._habit.user_arrays()
             self._log_arrays |= self._habit.log_arrays()
+        self._user_arrays |= {
+            "tried.ring": np.zeros((0, window), dtype=np.int32),
+            "tried.positives": np.zeros(0, dtype=np.int64),
+        }
         self._fixed_arrays["weights"] = np.tile(np.array(START, dtype=np.float64), (len(BUCKETS), 1))
         self._rewire()
 
     def _rewire(self) -> None:
         super()._rewire()
         self._last = None
-        if self._parts:  # the base class wires once before there are any
+        if "tried.ring" in self._user_arrays:  # the base classes wire before there are all arrays
+            arrays = self._user_arrays
+            self._tried = UserRows(arrays["tried.ring"], arrays["tried.positives"], arrays["newest"])
+            self._neighbours.follow(self._tried)
             self._haste.wire(self._fixed_arrays)
             self._reservoir.wire(self._user_arrays, self._users)
             if self._habit is not None:
@@ -173,6 +185,8 @@ class Blend(PartRanker):
                 self._factors.taste,
                 self._texts.rows,
                 self._popularity.masses,
+                self._tried,
+                self._neighbours.counts,
             )
             self._flat = flattened(learned, self._neighbours.query, self._factors.tools)
 
@@ -264,7 +278,7 @@ class Blend(PartRanker):
         if weight < 0:
             super()._learn(user, item, weight)
             return
-        row = user if self._users.positives[user] else -1
+        row = self._with_history(user)
         rate, recalled = self._weight_rate(weight), self._reservoir.turn(user, item, self._events)
         if self._habit is not None and rate and row >= 0:
             share = min(weight, 1.0)
@@ -294,6 +308,42 @@ class Blend(PartRanker):
         """Learn one event, as `ArrayRanker.learn_one`; with `repeats`, "ts" in `x` tells one visit from the next."""
         self._ts = None if x is None else x.get("ts")
         super().learn_one(user, item, y, x)
+
+    def try_one(self, user: str, item: str) -> None:
+        """Take note that a user tried an item and did not say that it was liked: it was rated with a few stars.
+
+        It tells what the user is at, so neighbours go by it as by a like, and it is not recommended, unless `repeats`
+        are allowed. An unknown item is left unknown.
+
+        Raises
+        ------
+        MalformedEvent
+            When an id cannot be learned; nothing has changed.
+        """
+        user_id, item_id = learnable_id("user", user), learnable_id("item", item)
+        tried = self._item_rows.get(item_id)
+        if tried is None:
+            return
+        row, part = self._user(user_id), self._neighbours
+        self._make_room(1)
+        self._log_size = try_item(
+            part.pairs, self._tried, part.counts, part.query, self._log, self._log_size, row, tried, TRIED,
+            not self.repeats,
+        )  # fmt: skip
+        self._last = None
+
+    def _with_history(self, row: int) -> int:
+        return -1 if row < 0 or not self._tried.positives[row] else row
+
+    @contextmanager
+    def _seated(self, history: Iterable[str]) -> Iterator[int]:
+        with super()._seated(history) as row:
+            tried, users = self._tried, self._users
+            tried.ring[row], tried.positives[row] = users.ring[row], users.positives[row]
+            try:
+                yield row
+            finally:
+                tried.ring[row], tried.positives[row] = 0, 0
 
     @property
     def _minds_times(self) -> bool:
@@ -328,6 +378,7 @@ class Blend(PartRanker):
         starts, items, weights = self._neighbours.similarities(self.n_items)
         popularity = np.empty(self.n_items, dtype=np.float32)
         self._popularity.score(-1, self._events, popularity)
+        tried_starts, tried_items = all_histories(self._tried, self.n_users)
         return BlendMembers(
             weights=self._fixed_arrays["weights"].copy(),
             pair_starts=starts,
@@ -337,6 +388,8 @@ class Blend(PartRanker):
             popularity=popularity,
             positives=self._user_arrays["positives"][: self.n_users].copy(),
             habit=self._frozen_habit(),
+            tried_starts=tried_starts,
+            tried_items=tried_items,
             buckets=BUCKETS,
             unknown_popularity=self._popularity.unknown(-1, self._events, ""),
             text_columns=self.text_dimensions if self._texts.described else 0,

@@ -27,7 +27,10 @@ _LEAST_SPREAD = 1e-6
 
 
 class Learned(NamedTuple):
-    """All that was learned, in rows: histories, the log of seen items, counts, and the members' arrays."""
+    """All that was learned, in rows: histories, the log of seen items, counts, and the members' arrays.
+
+    `tried` has the histories that neighbours go by, what was tried and not liked among them, and `tries` their counts.
+    """
 
     users: UserRows
     log: SeenLog
@@ -37,6 +40,8 @@ class Learned(NamedTuple):
     taste: Taste
     texts: np.ndarray
     masses: Masses
+    tried: UserRows
+    tries: np.ndarray
 
 
 class Opinions(NamedTuple):
@@ -76,10 +81,12 @@ def rebuilt(flat: Flat) -> tuple[Learned, Query, Tools]:
         Taste(f[15], f[16], f[17], f[18]),
         f[19],
         Masses(f[20], f[21], f[22]),
+        UserRows(f[23], f[24], f[25]),
+        f[26],
     )
-    rule = Rule(f[27], f[28], f[29], f[30], f[31], f[32], f[33])
-    scratch = Scratch(f[35], f[36], f[37], f[38], f[39])
-    return learned, Query(f[23], f[24], f[25], f[26]), Tools(rule, f[34], scratch, Room(f[40], f[41], f[42]))
+    rule = Rule(f[31], f[32], f[33], f[34], f[35], f[36], f[37])
+    scratch = Scratch(f[39], f[40], f[41], f[42], f[43])
+    return learned, Query(f[27], f[28], f[29], f[30]), Tools(rule, f[38], scratch, Room(f[44], f[45], f[46]))
 
 
 @compiled_sum
@@ -177,7 +184,7 @@ def ask_all(
             hidden[learned.log.item[entry]] = True
             entry = learned.log.previous[entry]
     z[:, n_items:] = np.float32(0.0)
-    score_neighbours(learned.pairs, learned.users, learned.counts, query, user, z[0, :n_items])
+    score_neighbours(learned.pairs, learned.tried, learned.tries, query, user, z[0, :n_items])
     score_rows(learned, tools, described, user, z[1, :n_items], z[2, :n_items])
     fade = fade_of(learned.masses.since, event, learned.masses.half_life)
     score_mass(learned.masses.mass, fade, z[3, :n_items])
@@ -271,7 +278,39 @@ def teach_all(
         item,
         amount,
     )
-    learn_neighbours(learned.pairs, learned.users, learned.counts, query, user, item, amount)
+    learn_neighbours(learned.pairs, learned.tried, learned.tries, query, user, item, amount)
+    append_to(learned.tried, user, item)
     seen = tools.scratch.marks[item] == event + 1
     learned.counts[item] += 1
     return note_positive(learned.users, learned.log, log_size, user, item, seen)
+
+
+@compiled
+def append_to(users: UserRows, user: int, item: int) -> None:
+    """Make the item the newest of a user's history."""
+    users.ring[user, users.positives[user] % users.ring.shape[1]] = item
+    users.positives[user] += 1
+
+
+@compiled
+def try_item(
+    pairs: Pairs, tried: UserRows, tries: np.ndarray, query: Query, log: SeenLog, log_size: int,
+    user: int, item: int, amount: np.float32, hide: bool,
+) -> int:  # fmt: skip
+    """Pair an item that was tried and not liked with the history; `hide`: see that it is in the log of seen items.
+
+    Returns
+    -------
+    int
+        The log's new size.
+    """
+    learn_neighbours(pairs, tried, tries, query, user, item, amount)
+    append_to(tried, user, item)
+    entry = tried.newest[user]
+    while entry >= 0 and log.item[entry] != item:
+        entry = log.previous[entry]
+    if entry >= 0 or not hide:
+        return log_size
+    log.item[log_size], log.previous[log_size] = item, tried.newest[user]
+    tried.newest[user] = log_size
+    return log_size + 1

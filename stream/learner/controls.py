@@ -96,7 +96,7 @@ class PersonalTop:
 
     def scores(self, user: str) -> np.ndarray:
         """Return how often the user liked each, and what share of the most liked one's likes it has."""
-        scored = (self._likes / (self._likes.max(initial=0) + 1.0)).astype(np.float32)
+        scored: np.ndarray = (self._likes / (self._likes.max(initial=0) + 1.0)).astype(np.float32)
         for row, times in self._before.get(user, {}).items():
             scored[row] += times
         for row in self._basket.get(user, (0, {}))[1]:

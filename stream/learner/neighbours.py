@@ -87,9 +87,10 @@ def scale_of(count: int, beta: np.float32) -> np.float32:
 def learn_neighbours(
     pairs: Pairs, users: UserRows, counts: np.ndarray, query: Query, user: int, item: int, weight: np.float32
 ) -> None:
-    """Pair the item with the history, both ways, and count it; `counts` does not hold this event yet."""
+    """Pair the item with the history, both ways, and count it."""
     learn_pairs(pairs, users, query.pair_decay, user, item, weight, True)
-    pairs.scale[item] = scale_of(counts[item] + 1, query.beta)
+    counts[item] += 1
+    pairs.scale[item] = scale_of(counts[item], query.beta)
 
 
 @compiled
@@ -138,20 +139,28 @@ class NeighboursPart(Part):
             "other": np.zeros((0, self._places), dtype=np.int32),
             "weight": np.zeros((0, self._places), dtype=np.float32),
             "scale": np.zeros(0, dtype=np.float32),
+            "counts": np.zeros(0, dtype=np.int64),
         }
 
     def wire(self, items: Mapping[str, np.ndarray], fixed: Mapping[str, np.ndarray], ground: Ground) -> None:
         """Take up arrays that were replaced."""
-        self._pairs, self._ground = Pairs(items["other"], items["weight"], items["scale"]), ground
+        self._pairs = Pairs(items["other"], items["weight"], items["scale"])
+        self._counts, self._users = items["counts"], ground.users
+
+    def follow(self, users: UserRows) -> None:
+        """Take these histories instead of the likes; until `wire` is called again."""
+        self._users = users
 
     def packed(self, items: Arrays) -> Arrays:
-        """Return the places that are taken, and the scales."""
-        return {**packed_places(items["other"], items["weight"]), "scale": items["scale"]}
+        """Return the places that are taken, the scales and the counts."""
+        return {
+            **packed_places(items["other"], items["weight"]), "scale": items["scale"], "counts": items["counts"],
+        }  # fmt: skip
 
     def unpacked(self, items: Arrays) -> Arrays:
         """Return the rows with all places."""
         other, weight = unpacked_places(items["filled"], items["keys"], items["values"])
-        return {"other": other, "weight": weight, "scale": items["scale"]}
+        return {"other": other, "weight": weight, "scale": items["scale"], "counts": items["counts"]}
 
     def start_item(self, row: int, item: str) -> None:
         """Give the item the scale of one without clicks."""
@@ -161,6 +170,11 @@ class NeighboursPart(Part):
     def pairs(self) -> Pairs:
         """What was learned; rows beyond the known items mean nothing."""
         return self._pairs
+
+    @property
+    def counts(self) -> np.ndarray:
+        """How often each item was paired with a history, int64 [capacity]."""
+        return self._counts
 
     @property
     def query(self) -> Query:
@@ -179,7 +193,7 @@ class NeighboursPart(Part):
         other, weight = self._pairs.other[:n_items], self._pairs.weight[:n_items]
         filled = np.flatnonzero(weight)
         rows, items = filled // self._places, other.reshape(-1)[filled] - 1
-        asking = 1.0 / (self._ground.counts[:n_items].astype(np.float32) ** self._query.alpha + np.float32(1.0))
+        asking = 1.0 / (self._counts[:n_items].astype(np.float32) ** self._query.alpha + np.float32(1.0))
         starts = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=n_items))]).astype(np.int64)
         return starts, items, weight.reshape(-1)[filled] * asking[rows] * self._pairs.scale[items]
 
@@ -188,8 +202,7 @@ class NeighboursPart(Part):
 
     def score(self, user: int, event: int, out: np.ndarray) -> None:
         """Write the scores; all are 0 without a history."""
-        ground = self._ground
-        score_neighbours(self._pairs, ground.users, ground.counts, self._query, user, out)
+        score_neighbours(self._pairs, self._users, self._counts, self._query, user, out)
 
     def unknown(self, user: int, event: int, item: str) -> float:
         """Return 0: it has no neighbours."""
@@ -197,13 +210,13 @@ class NeighboursPart(Part):
 
     def like(self, event: Event) -> None:
         """Pair the item with the history, both ways."""
-        users, counts = self._ground.users, self._ground.counts
-        learn_neighbours(self._pairs, users, counts, self._query, event.user, event.item, np.float32(event.weight))
+        amount = np.float32(event.weight)
+        learn_neighbours(self._pairs, self._users, self._counts, self._query, event.user, event.item, amount)
 
     def dislike(self, event: Event) -> None:
         """Loosen the pairs that lead from the history to the item."""
         amount = -self._dislike * np.float32(event.weight)
-        learn_pairs(self._pairs, self._ground.users, self._query.pair_decay, event.user, event.item, amount, False)
+        learn_pairs(self._pairs, self._users, self._query.pair_decay, event.user, event.item, amount, False)
 
 
 class Neighbours(PartRanker):

@@ -25,6 +25,8 @@ def members(items: int = 7) -> BlendMembers:
         popularity=np.linspace(0, 1, items).astype(np.float32),
         positives=np.array([2, 90], dtype=np.int64),
         habit=np.zeros(0, dtype=np.float32),
+        tried_starts=np.array([0, 1, 3], dtype=np.int64),
+        tried_items=np.array([2, 0, 4], dtype=np.int32),
         buckets=(0, 3),
         unknown_popularity=-1.5,
         text_columns=2,

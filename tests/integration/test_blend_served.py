@@ -159,6 +159,26 @@ def test_where_repeats_are_allowed_seen_items_are_weighed_too(tmp_path: Path) ->
         assert_same(pairs(slate), dict(both.learner.top_k(user, 100)))
 
 
+@pytest.mark.parametrize("repeats", [False, True])
+def test_what_was_tried_is_served_as_the_learner_says(tmp_path: Path, repeats: bool) -> None:
+    learner = small_blend(repeats=repeats)
+    learner.add_items(shop().ids)
+    rng = np.random.default_rng(2)
+    for user in [f"user-{number}" for number in range(8)] * 5:
+        learner.try_one(user, CLICKED[rng.integers(len(CLICKED))])
+    both = served(tmp_path, learner, catalogue=shop(("late", *CLICKED[::-1], *COLD)))
+    for event in some_events(40):
+        assert event.user_id in learner.user_ids
+    for user in learner.user_ids:
+        slate = ask(both.bundle, Question(user_id=user, k=100, exclude_seen=not repeats, explain=True))
+        expected = dict(learner.top_k(user, 100, exclude_seen=not repeats))
+        assert_same(
+            [pair for pair in pairs(slate) if pair[0] != "late"], {k: v for k, v in expected.items() if k != "late"}
+        )
+        for item in slate.items:
+            assert sum(reason.weight for reason in item.reasons) == pytest.approx(item.score, abs=TOLERANCE)
+
+
 def test_another_order_and_new_items_of_the_catalogue_change_nothing(tmp_path: Path) -> None:
     """The learner took its items in the order of the clicks, and never heard of some."""
     registry = new_store(tmp_path, shop(("late-1", *COLD, *reversed(CLICKED), "late-2")))

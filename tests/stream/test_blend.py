@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.errors import InvalidSetting
+from common.errors import InvalidSetting, MalformedEvent
 from stream.learner.blend import BUCKETS, MEMBERS, Blend
 from stream.learner.blending import mix_opinions, weigh
-from tests.oracles.blending import mixed, moved
+from tests.oracles.blending import PlainNeighbours, mixed, moved
 
 
 def small(**settings: object) -> Blend:
@@ -101,6 +101,43 @@ def test_what_was_liked_may_come_again_where_repeats_are_allowed() -> None:
     seen = once.seen_rows("u0 1")
     shown = np.setdiff1d(np.arange(once.n_items), seen)
     assert all(abs(float(values[shown].mean())) < 1e-4 for values in once.member_scores("u0 1").values())
+
+
+def test_neighbours_go_by_what_was_tried_as_the_slow_twin_does() -> None:
+    model, rng = small(places=64), np.random.default_rng(4)
+    twin = PlainNeighbours(model.window, model.gap, model.neighbour_recency, model.alpha, model.beta, 1.0)
+    model.add_items([f"i{number}" for number in range(20)])
+    for _ in range(200):
+        user, item, liked = f"u{rng.integers(6)}", f"i{rng.integers(20)}", bool(rng.random() < 0.6)
+        twin.learn(user, item, 1.0 if liked else 0.7)
+        if liked:
+            model.learn_one(user, item)
+        else:
+            model.try_one(user, item)
+    for user in model.user_ids:
+        shown = np.setdiff1d(np.arange(model.n_items), model.seen_rows(user))
+        expected = np.array([twin.score(user, item) for item in model.item_ids])
+        if len(shown) > 1 and expected[shown].std() > 1e-6:
+            z = (expected[shown] - expected[shown].mean()) / expected[shown].std()
+            np.testing.assert_allclose(model.member_scores(user)["neighbours"][shown], z, rtol=1e-3, atol=1e-3)
+
+
+def test_what_was_tried_is_shown_again_only_where_repeats_are_allowed() -> None:
+    once, again = taught(small()), taught(small(repeats=True))
+    for model in (once, again):
+        model.try_one("u0 1", "1 3")
+        model.try_one("new one", "0 4")
+        model.try_one("u0 1", "never heard of")
+    assert "1 3" not in {item for item, _ in once.top_k("u0 1", 50)}
+    assert "0 4" not in {item for item, _ in once.top_k("new one", 50)}
+    assert "0 4" in {item for item, _ in again.top_k("new one", 50)}
+    assert once.item_row("never heard of") is None
+    with pytest.raises(MalformedEvent):
+        once.try_one("", "1 3")
+    back = small()
+    back.load_state(once.state_arrays())
+    assert back.state_sha256() == once.state_sha256()
+    np.testing.assert_array_equal(back.scores("new one"), once.scores("new one"))
 
 
 def test_an_item_without_clicks_is_ranked_by_its_text() -> None:
