@@ -220,8 +220,13 @@ def step_item(items: ItemRows, row: int, slope: np.float32, user: np.ndarray, no
 
 
 @compiled
-def softmax_step(items: ItemRows, scratch: Scratch, count: int, weight: np.float32, rule: Rule) -> None:
-    """One step of ``-log softmax`` of row 0 among the drawn rows; leaves d loss / d user in `scratch.pull`."""
+def softmax_step(
+    items: ItemRows, scratch: Scratch, count: int, weight: np.float32, rule: Rule, likes: np.ndarray
+) -> None:
+    """One step of ``-log softmax`` of row 0 among the drawn rows; leaves d loss / d user in `scratch.pull`.
+
+    Of a drawn row without `likes`, int64, only the bias moves; no `likes` at all move every row.
+    """
     user, pull, scores = scratch.user, scratch.pull, scratch.scores
     highest = np.float32(-np.inf)
     for place in range(count + 1):
@@ -242,7 +247,8 @@ def softmax_step(items: ItemRows, scratch: Scratch, count: int, weight: np.float
         factors = items.factors[scratch.rows[place]]
         for factor in range(len(pull)):
             pull[factor] += slope * factors[factor]
-        step_item(items, scratch.rows[place], slope, user, norm, rule)
+        known = place == 0 or len(likes) == 0 or likes[scratch.rows[place]] > 0
+        step_item(items, scratch.rows[place], slope, user, norm if known else np.float32(0.0), rule)
 
 
 @compiled
@@ -287,13 +293,14 @@ def step_liked(
     item: int,
     weight: np.float32,
     stamp: int,
+    likes: np.ndarray,
 ) -> None:
     """One step of an item that a user with this history likes; items marked with `stamp` are no negatives."""
     ring, positives = users.ring[user], users.positives[user]
     scale = fold(items.history, ring, positives, rule.decay, scratch.user)
     count = draw_unseen(scratch, rule, n_items, event, item, stamp)
     if count > 0:
-        softmax_step(items, scratch, count, weight, rule)
+        softmax_step(items, scratch, count, weight, rule, likes)
         step_history(items, ring, positives, scale, scratch.pull, rule)
 
 
@@ -310,15 +317,16 @@ def learn_event(
     item: int,
     weight: float,
     log_size: int,
+    likes: np.ndarray,
 ) -> int:
-    """Learn one event (`weight` > 0 liked, < 0 disliked); return the log's new size."""
+    """Learn one event (`weight` > 0 liked, < 0 disliked); return the log's new size. `likes` as for `softmax_step`."""
     if weight < 0.0:
         learn_dislike(items, users, rule, scratch, user, item, np.float32(-weight))
         return log_size
     stamp = event + 1
     mark_seen(log, users.newest[user], scratch.marks, stamp)
     seen = scratch.marks[item] == stamp
-    step_liked(items, users, rule, scratch, n_items, event, user, item, np.float32(weight), stamp)
+    step_liked(items, users, rule, scratch, n_items, event, user, item, np.float32(weight), stamp, likes)
     return note_positive(users, log, log_size, user, item, seen)
 
 
@@ -335,6 +343,7 @@ def learn_events(
     item: np.ndarray,
     weight: np.ndarray,
     log_size: int,
+    likes: np.ndarray,
 ) -> int:
     """Learn events one after the other; `n_items`, int64 [events], is how many items were known at each."""
     for place in range(len(user)):
@@ -350,6 +359,7 @@ def learn_events(
             item[place],
             weight[place],
             log_size,
+            likes,
         )
     return log_size
 

@@ -1,9 +1,10 @@
 """Matrix factorisation that learns from every click and needs no rows for users."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from common.errors import InvalidSetting
 from common.ids import rng_for, stable_hash
 from common.snapshots import MFSnapshot
 from stream.learner.base import ArrayRanker
@@ -11,8 +12,10 @@ from stream.learner.freeze import frozen_snapshot
 from stream.learner.haste import Haste, hastened
 from stream.learner.kernels import ItemRows, Rule, Scratch, fold, learn_event, learn_events, score_all, step_liked
 from stream.learner.parts import check_counts, check_rates
+from stream.learner.prior import ContentPrior
 from stream.learner.reservoir import Reservoir
 from stream.learner.retention import Retention
+from stream.learner.text import checked_vectors
 
 
 class MF(ArrayRanker):
@@ -58,6 +61,9 @@ class MF(ArrayRanker):
         `Retention`; off by default.
     drift_boost, drift_events
         Factor on the rates for so many events after `quicken`; 1 is off.
+    text_dimensions, kappa, ridge
+        Length of a text row, how many likes weigh as much as the text, and the penalty of the fit: see `ContentPrior`;
+        0 takes no texts. With texts, an item that nobody liked yet keeps to its own: only its bias sinks.
     replay, replay_rate
         Size of the sample of a user's likes that is learned again, and the share of likes that one of it follows: see
         `Reservoir`; 0 is off.
@@ -101,6 +107,9 @@ class MF(ArrayRanker):
         admit_at: int = 1,
         drift_boost: float = 1.0,
         drift_events: int = 300,
+        text_dimensions: int = 0,
+        kappa: float = 10.0,
+        ridge: float = 1.0,
         replay: int = 0,
         replay_rate: float = 0.5,
         seed: int = 0,
@@ -114,12 +123,14 @@ class MF(ArrayRanker):
         self.init_scale, self.dislike, self.rate_floor = init_scale, dislike, rate_floor
         self.ttl_days, self.admit_at = ttl_days, admit_at
         self.drift_boost, self.drift_events = drift_boost, drift_events
+        self.text_dimensions, self.kappa, self.ridge = text_dimensions, kappa, ridge
         self.replay, self.replay_rate = replay, replay_rate
+        self._prior = ContentPrior(text_dimensions, kappa, ridge, n_factors)
         self._haste = Haste(drift_boost, drift_events)
         super().__init__(seed=seed, window=window, retention=Retention(ttl_days, admit_at))
         self._reservoir = Reservoir(replay, replay_rate, window, seed)
         self._user_arrays |= self._reservoir.user_arrays()
-        self._fixed_arrays |= self._haste.fixed_arrays()
+        self._fixed_arrays |= self._haste.fixed_arrays() | self._prior.fixed_arrays()
         self._item_arrays |= {
             "history": np.zeros((0, n_factors), dtype=np.float32),
             "factors": np.zeros((0, n_factors), dtype=np.float32),
@@ -127,6 +138,7 @@ class MF(ArrayRanker):
             "history_sum": np.zeros(0, dtype=np.float32),
             "factors_sum": np.zeros(0, dtype=np.float32),
             "bias_sum": np.zeros(0, dtype=np.float32),
+            **self._prior.item_arrays(),
         }
         decay = np.exp(-np.arange(window, dtype=np.float32) / np.float32(recency)).astype(np.float32)
         self._rule = Rule(
@@ -148,6 +160,8 @@ class MF(ArrayRanker):
             return
         self._haste.wire(self._fixed_arrays)
         self._reservoir.wire(self._user_arrays, self._users)
+        self._prior.wire(arrays, self._fixed_arrays)
+        self._likes = arrays["counts"] if self._prior.on else np.zeros(0, dtype=np.int64)
         self._items = ItemRows(*(arrays[name] for name in ItemRows._fields))
         self._scratch = Scratch(
             marks=np.zeros(len(arrays["counts"]), dtype=np.int64),
@@ -164,13 +178,41 @@ class MF(ArrayRanker):
         return rows[0], rows[1]
 
     def _start_item(self, row: int, item: str) -> None:
-        self._items.history[row], self._items.factors[row] = self.initial_rows(item)
+        history, factors = self.initial_rows(item)
+        self._prior.start(row, history, factors)
+        self._begin(row, history, factors)
+
+    def _begin(self, row: int, history: np.ndarray, factors: np.ndarray) -> None:
+        self._items.history[row], self._items.factors[row] = history, factors
         for sums in (self._items.history_sum, self._items.factors_sum, self._items.bias_sum):
             sums[row] = self.accumulator
 
     def _restart_item(self, row: int, item: str) -> None:
         self._items.bias[row] = 0.0
-        self._start_item(row, item)
+        self._begin(row, *(self._prior.start_of(row) if self._prior.on else self.initial_rows(item)))
+
+    def describe(self, ids: Sequence[str], vectors: np.ndarray) -> None:
+        """Take the items' text vectors, float [n, h], all at once; the items become candidates.
+
+        Vectors of another version replace the ones before: rows move with their priors, and what was learned stays.
+        The same vectors again change nothing.
+
+        Raises
+        ------
+        InvalidSetting
+            When they are not one finite row an id, or this learner takes no texts.
+        """
+        if not self._prior.on:
+            raise InvalidSetting("texts for an MF without text_dimensions", expected="text_dimensions above 0")
+        checked, before = checked_vectors(ids, vectors), self.described_by
+        self._prior.texts.describe(np.array([self._item(item) for item in ids], dtype=np.int64), checked)
+        if self.described_by != before:
+            self._prior.refit(self._items, self._item_arrays["counts"], self.n_items)
+
+    @property
+    def described_by(self) -> int:
+        """Fingerprint of the newest texts; 0 before the first."""
+        return int(self._fixed_arrays["described"][0]) if self._prior.on else 0
 
     def user_factors(self, user: str) -> np.ndarray:
         """Return u, float32 [n_factors]; zeros for a user without history."""
@@ -214,9 +256,12 @@ class MF(ArrayRanker):
             item,
             weight,
             self._log_size,
+            self._likes,
         )
         if recalled >= 0:
             self._relearn(user, item, recalled, rule)
+        if self._prior.due(self._events + 1):
+            self._prior.refit(self._items, self._item_arrays["counts"], self.n_items)
 
     def _relearn(self, user: int, item: int, recalled: int, rule: Rule) -> None:
         """One step of an item of the past; the event's marks of what the user has seen still stand."""
@@ -225,10 +270,22 @@ class MF(ArrayRanker):
             self._scratch.marks[item] = stamp
             other = self._reservoir.negatives(rule)
             one = np.float32(1.0)
-            step_liked(self._items, users, other, self._scratch, self.n_items, self._events, 0, recalled, one, stamp)
+            step_liked(
+                self._items,
+                users,
+                other,
+                self._scratch,
+                self.n_items,
+                self._events,
+                0,
+                recalled,
+                one,
+                stamp,
+                self._likes,
+            )
 
     def _learn_checked(self, events: list[tuple[str, str, float]]) -> None:
-        if self._haste.at(self._events) != 1.0 or self._reservoir.on:  # one call of the many has one rule
+        if self._haste.at(self._events) != 1.0 or self._reservoir.on or self._prior.on:  # the many have one rule
             super()._learn_checked(events)
             return
         size = len(events)
@@ -252,6 +309,7 @@ class MF(ArrayRanker):
             items,
             weights,
             self._log_size,
+            self._likes,
         )
         self._events += size
 

@@ -78,7 +78,12 @@ class TextSpace(Part):
 
     def wire(self, items: Mapping[str, np.ndarray], fixed: Mapping[str, np.ndarray], ground: Ground) -> None:
         """Take up arrays that were replaced."""
-        self._rows, self._flag, self._users = items["rows"], fixed["described"], ground.users
+        self.take(items["rows"], fixed["described"])
+        self._users = ground.users
+
+    def take(self, rows: np.ndarray, described: np.ndarray) -> None:
+        """Take up text rows and the fingerprint, for whoever asks for no scores."""
+        self._rows, self._flag = rows, described
 
     @property
     def rows(self) -> np.ndarray:
