@@ -24,6 +24,7 @@ from stream.learner.pointwise import PointwiseMF
 from stream.learner.popularity import DecayedPopularity, Popularity
 
 OURS, WITHOUT_CONTENT, CONTENT, ZERO_SHOT = "ours", "ours_without_content", "content", "zero_shot"
+LIKES_ONLY = "ours_likes_only"
 DECAYED, NEIGHBOURS = "popularity_decayed", "neighbours"
 MEMBERS = (NEIGHBOURS, "factors", CONTENT, DECAYED)
 NO_RECENCY = 1e6
@@ -127,6 +128,9 @@ class StreamEvaluation:
             "members": list(self.members),
             "slices": {name: slices_of(self.trial, name) for name in names},
             "against": against(self.trial, OURS, others, self.settings.window),
+            "against_likes_only": against(self.trial, LIKES_ONLY, list(self.controls), self.settings.window)
+            if LIKES_ONLY in names
+            else None,
             "curves": {name: curve_of(self.trial, name) for name in names},
             "cold": None if self.cold is None else dict(self.cold),
         }
@@ -158,11 +162,16 @@ def _ease(every: int) -> Make:
 
 
 def our_rows(settings: StreamEvaluationSettings, texts: Texts) -> dict[str, Make]:
-    """Return the blend, with and without texts, and each member alone."""
+    """Return the blend, told all or likes only, with and without texts, and each member alone."""
     seed, repeats, vectors = settings.seed, settings.repeats, texts.vectors
-    rows: dict[str, Make] = {OURS: lambda: Learner(Blend(seed=seed, repeats=repeats), texts=vectors)}
+
+    def blend(texts: Mapping[str, np.ndarray], *, likes_only: bool = False) -> Contender:
+        told = not likes_only
+        return Learner(Blend(seed=seed, repeats=repeats), texts=texts, dislikes=told, tries=told)
+
+    rows: dict[str, Make] = {OURS: lambda: blend(vectors), LIKES_ONLY: lambda: blend(vectors, likes_only=True)}
     if vectors:
-        rows[WITHOUT_CONTENT] = lambda: Learner(Blend(seed=seed, repeats=repeats))
+        rows[WITHOUT_CONTENT] = lambda: blend({})
         rows[CONTENT] = lambda: Learner(Content(), texts=vectors)
     return {
         **rows,
@@ -201,6 +210,8 @@ def evaluate_stream(
     events = dataset.interactions[: settings.events]
     controls = control_rows(settings, len({event.item_id for event in events if is_positive(event)}))
     ours = our_rows(settings, texts)
+    if all(is_positive(event) for event in events):
+        del ours[LIKES_ONLY]  # it would be the same
     controls, ours = _chosen(controls, ours, settings.rows)
     note(f"{len(controls) + len(ours)} rows over {len(events)} events; texts: {texts.source}")
     contest = ContestSettings(warm_share=settings.warm_share, repeats=settings.repeats)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from anabranch.evaluation_stream import OURS, WITHOUT_CONTENT
+from anabranch.evaluation_stream import LIKES_ONLY, OURS, WITHOUT_CONTENT
 from anabranch.report import Bullets, Line, Plot, Report, Section, Table, Text, protocol_table
 
 NAMES = {
@@ -17,6 +17,7 @@ NAMES = {
     "personal_top": "what the user bought most",
     "personal_top_earlier": "what the user bought most before this basket",
     OURS: "ours (blend)",
+    LIKES_ONLY: "ours, told likes only as the controls are",
     WITHOUT_CONTENT: "ours without content",
     "neighbours": "member: recency-aware item-kNN",
     "factors": "member: factors",
@@ -48,20 +49,26 @@ def findings(payload: Mapping[str, Any]) -> tuple[list[str], frozenset[int]]:
     """
     sentences: list[str] = []
     bad: set[int] = set()
-    for kind, names in (("control", payload["controls"]), ("member", payload["members"])):
+    told = [
+        ("the control", payload["controls"], payload["against"]),
+        ("the member", payload["members"], payload["against"]),
+    ]
+    if payload["against_likes_only"] is not None:
+        told.append(("(when told likes only) the control", payload["controls"], payload["against_likes_only"]))
+    for kind, names, against in told:
         worse: list[str] = []
         better: list[str] = []
         level: list[str] = []
         for name in names:
-            low, high = payload["against"][name]["ci95"]
+            low, high = against[name]["ci95"]
             (worse if high < 0 else better if low > 0 else level).append(label(name).removeprefix("member: "))
         if worse:
             bad.add(len(sentences))
-            sentences.append(f"WORSE than the {kind} {' and '.join(worse)}.")
+            sentences.append(f"WORSE than {kind} {' and '.join(worse)}.")
         if level:
-            sentences.append(f"Not told apart from the {kind} {', '.join(level)}.")
+            sentences.append(f"Not told apart from {kind} {', '.join(level)}.")
         if better:
-            sentences.append(f"Better than the {kind} {', '.join(better)}.")
+            sentences.append(f"Better than {kind} {', '.join(better)}.")
     if WITHOUT_CONTENT in payload["against"]:
         found = payload["against"][WITHOUT_CONTENT]
         low, high = found["ci95"]
