@@ -19,6 +19,7 @@ from stream.learner.base import ArrayRanker
 from stream.learner.blend import Blend
 from stream.learner.content import Content
 from stream.learner.kernels import rank_among
+from stream.learner.mf import MF
 
 RULES: Mapping[str, str] = {
     "candidates": "every item that is liked at least once in the data, known from the start",
@@ -73,8 +74,8 @@ class Learner:
         dislikes: bool = False,
         tries: bool = False,
     ) -> None:
-        if texts and not isinstance(ranker, Blend | Content):
-            raise InvalidSetting(f"texts for a {type(ranker).__name__}", expected="a Blend or a Content")
+        if texts and not isinstance(ranker, Blend | Content | MF):
+            raise InvalidSetting(f"texts for a {type(ranker).__name__}", expected="a Blend, a Content or an MF")
         self.ranker, self._texts, self._dislikes = ranker, texts or {}, dislikes
         self._tries = ranker if tries and isinstance(ranker, Blend) else None
 
@@ -90,7 +91,7 @@ class Learner:
         if self.ranker.item_ids != tuple(items):
             raise InvalidSetting("the learner knows other items already", expected="a fresh one")
         described = [item for item in items if item in self._texts]
-        if described and isinstance(self.ranker, Blend | Content):
+        if described and isinstance(self.ranker, Blend | Content | MF):
             self.ranker.describe(described, np.stack([self._texts[item] for item in described]))
 
     def scores(self, user: str) -> np.ndarray:
