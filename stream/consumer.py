@@ -166,7 +166,7 @@ class StreamWorker:
         self.state.add_items(self._items)
         described = self._describe()
         self._changed = found is None or described or self.state.learner.n_items > known
-        self._stored_at = self._last_record = time.monotonic()
+        self._stored_at = self._last_record = self._answered = time.monotonic()
 
     def _describe(self) -> bool:
         """Tell the learner newer texts, if there are any; return whether that changed anything."""
@@ -230,7 +230,7 @@ class StreamWorker:
                 raise
             if records:
                 self._apply(source, letters, records)
-                self._last_record = looked = time.monotonic()
+                self._last_record = self._answered = looked = time.monotonic()
                 ends, offsets = source.ends(), self._offsets()
                 self._meter.polled({part: max(0, end - offsets.get(part, 0)) for part, end in ends.items()})
             elif self._idle() or time.monotonic() - looked > _LOOK_AGAIN_S:
@@ -277,9 +277,13 @@ class StreamWorker:
         """Look up a silent topic: the broker may be gone, the topic be another, or have more partitions."""
         try:
             info = source.topic()
-        except BrokerUnavailable:
+        except BrokerUnavailable as error:
             self._checkpoint(source, letters)
-            raise
+            if self._idle() or time.monotonic() - self._answered > self.settings.broker_wait_s:
+                raise
+            self._notice(f"{error.found}; waiting for it, up to {self.settings.broker_wait_s:g} s")
+            return
+        self._answered = time.monotonic()
         if info is None:  # deleted: perhaps it is made again
             return
         if info.identity != self.state.topic_ids[info.name]:
@@ -321,10 +325,14 @@ class StreamWorker:
         self._changed = True
 
     def _resume_at(self, wanted: int, begin: int, end: int) -> int:
-        """Return where to read on: a log that was cut is read again only as far as repeats are told by their ids."""
+        """Return where to read on: a log that was cut is read again only as far as repeats are told by their ids.
+
+        The ids of the last records are remembered over all partitions alike, so each may go back by its part.
+        """
         if self.settings.on_lost_offset == "latest":
             return end
-        return max(begin, end - self.settings.dedup_window) if wanted > end else begin
+        known = wanted - self.settings.dedup_window // max(1, self._assigned)
+        return min(end, max(begin, known)) if wanted > end else begin
 
     # --- storing ----------------------------------------------------------------------------------------------------
 

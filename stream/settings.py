@@ -43,6 +43,8 @@ class WorkerSettings:
         Consumer group whose offsets dashboards see.
     topic_wait_s
         How long to wait for the topic to appear.
+    broker_wait_s
+        How long a broker may be away while the worker runs, before that is an error; what was learned is stored first.
     bad_share, bad_window
         Stop when more than this share of a window of so many records cannot be read; a share of 1 never stops. See
         `stream.breaker`.
@@ -64,6 +66,7 @@ class WorkerSettings:
     keep: int = 3
     group: str = "anabranch"
     topic_wait_s: float = 10.0
+    broker_wait_s: float = 120.0
     bad_share: float = 0.5
     bad_window: int = 200
     security: Security = PLAIN
