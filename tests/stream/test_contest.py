@@ -101,6 +101,24 @@ def test_what_a_user_bought_most_comes_first_by_hand() -> None:
     np.testing.assert_allclose(earlier.scores("nobody"), shares, rtol=1e-6)
 
 
+def test_what_was_rated_low_is_left_out_by_who_is_told_of_it() -> None:
+    events = some_likes(80)
+    last = events[-1]
+    low = Interaction("low", last.user_id, "i3", "rating", ts=200, value=3.0)
+    told = Learner(Blend(n_factors=4, negatives=2, places=16, text_dimensions=2), tries=True)
+    untold = Learner(Blend(n_factors=4, negatives=2, places=16, text_dimensions=2))
+    for learner in (told, untold):
+        learner.start([f"i{number}" for number in range(25)])
+        for event in (*events, low):
+            learner.learn(event, feedback_of(event))
+    left_out, rows = np.isneginf(told.scores(last.user_id)), told.ranker.item_row
+    assert left_out[rows("i3")]
+    assert left_out[rows(last.item_id)]
+    assert left_out.sum() == len(told.ranker.seen_rows(last.user_id))
+    assert np.isfinite(told.scores("nobody")).all()
+    assert np.isfinite(untold.scores(last.user_id)).all()
+
+
 def test_hidden_items_are_never_learned_and_ranked_among_themselves() -> None:
     events = some_likes(200)
     hidden = frozenset({"i1", "i2", "i3"})

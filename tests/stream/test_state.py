@@ -1,5 +1,7 @@
 """What one record does to the state: no broker needed."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,6 +9,7 @@ from hypothesis import strategies as st
 
 from common.errors import CheckpointMismatch, InvalidSetting
 from common.events import Interaction, decode_event, encode_event
+from stream.learner.blend import Blend
 from stream.learner.mf import MF
 from stream.state import RecentIds, StreamState
 from tests.stream.topics import MALFORMED, records_with_faults, small_learner, small_mf, some_events
@@ -54,6 +57,18 @@ def test_a_decoder_that_raises_anything_makes_a_dead_letter() -> None:
     assert (outcome.kind, outcome.error) == ("dead", "ZeroDivisionError")
     assert outcome.reason == "the decoder failed: first line second line"
     assert state.apply("clicks", 0, 1, encode_event(some_events(1)[0])).kind == "learned"
+
+
+@pytest.mark.parametrize(("stars", "shown"), [(1.0, False), (3.0, False), (5.0, False), (None, True)])
+def test_what_was_rated_in_any_way_is_not_recommended_again(stars: float | None, shown: bool) -> None:
+    learner = Blend(n_factors=4, negatives=2, places=16, text_dimensions=2)
+    state = fed([encode_event(event) for event in some_events(60)], StreamState(learner))
+    user, item = learner.user_ids[0], "not yet met"
+    learner.add_items([item])
+    event = Interaction("e-new", user, item, "rating", ts=10**12, value=stars or 1.0)
+    event = replace(event, action="impression") if stars is None else event
+    state.apply("clicks", 0, 60, encode_event(event))
+    assert (item in {known for known, _ in learner.top_k(user, 1000)}) is shown
 
 
 def test_an_offset_applied_before_changes_nothing() -> None:
