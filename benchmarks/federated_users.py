@@ -89,7 +89,12 @@ def measure(users: int, curve: Curve, names: Sequence[str], say: Callable[[str],
         row["share_of_recall"] = round(row["recall@10"] / whole, 3)
         gained = whole - text
         row["share_of_gain"] = round((row["recall@10"] - text) / gained, 3) if gained > LEAST_GAIN else None
-    return {"users": users, "records": curve.records, "rows": rows, **{name: round(value, 4) for name, value in controls.items()}}
+    return {
+        "users": users,
+        "records": curve.records,
+        "rows": rows,
+        **{name: round(value, 4) for name, value in controls.items()},
+    }
 
 
 def _run(dataset: Dataset, folder: Path, settings: SimulationSettings) -> tuple[dict[str, dict[str, object]], object]:
