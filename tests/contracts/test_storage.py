@@ -1,13 +1,11 @@
 """The laws that every storage of models keeps: a local folder, a file system in memory, an object store."""
 
 import os
-import random
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -98,7 +96,7 @@ def test_what_a_name_stands_for_is_not_removed(place: Place) -> None:
 
 
 def test_of_publishers_at_once_one_wins_whole(place: Place) -> None:
-    for number in range(2 if place.kind == "s3" else 20):
+    for number in range(1 if place.kind == "s3" else 10):
         version, barrier, storage = f"v{number}", threading.Barrier(4), place.storage()
 
         def run(
@@ -149,7 +147,8 @@ def test_a_registry_works_anywhere_and_every_flipped_byte_is_found(place: Place)
         opened.point("current", "v000003")
     names, read, write = pieces(registry.storage, "v000002")
     assert len(names) == len(version_files(registry, 2)) + (2 if place.kind == "local" else 3)
-    for name in names:
+    # over the network each piece takes its time: one of each kind
+    for name in names if place.kind != "s3" else [name for name in names if not name.endswith((".sha256", "g.json"))]:
         whole = read(name)
         for at in {len(whole) // 2} if place.kind == "s3" else {0, len(whole) // 2, len(whole) - 1}:
             write(name, whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
@@ -199,7 +198,7 @@ for line in sys.stdin:
 
 @pytest.mark.parametrize("place", ["local"], indirect=True)
 def test_of_processes_that_publish_at_once_one_wins_and_the_others_are_told(place: Place) -> None:
-    race(place, 150)
+    race(place, 60)
 
 
 @pytest.mark.slow
@@ -249,7 +248,7 @@ def test_moving_a_name_and_removing_never_leaves_a_name_without_a_version(place:
     storage = place.storage()
     storage.publish("kept", {}, manifest_of("kept"))
     outcomes = set()
-    for _ in range(2 if place.kind == "s3" else 20):
+    for _ in range(1 if place.kind == "s3" else 10):
         storage.publish("v1", FILES, manifest_of("v1"))
         storage.point("current", "kept")
         barrier = threading.Barrier(2)
@@ -275,173 +274,6 @@ def check_moved_and_removed(storage: Storage, moved: bool, removed: bool) -> Non
     assert not (moved and removed)
 
 
-class Turns:
-    """Lets threads take single steps in an order that is drawn from a seed."""
-
-    def __init__(self, seed: int) -> None:
-        self._order, self._condition = random.Random(seed), threading.Condition()  # noqa: S311 - a schedule, no secret
-        self._waiting: set[int] = set()
-        self._alive = 2
-        self._turn: int | None = None
-
-    def step(self) -> None:
-        with self._condition:
-            self._waiting.add(threading.get_ident())
-            self._draw()
-            self._condition.wait_for(lambda: self._turn == threading.get_ident())
-            self._turn = None
-            self._waiting.discard(threading.get_ident())
-
-    def end(self) -> None:
-        with self._condition:
-            self._alive -= 1
-            self._draw()
-
-    def _draw(self) -> None:
-        if self._turn is None and self._waiting and len(self._waiting) == self._alive:
-            self._turn = self._order.choice(sorted(self._waiting))
-            self._condition.notify_all()
-
-
-class SteppedFiles:
-    """A file system each of whose calls waits for its turn."""
-
-    def __init__(self, files: object, turns: Turns) -> None:
-        self._files, self._turns = files, turns
-
-    def __getattr__(self, name: str) -> Callable[..., object]:
-        def call(*arguments: object, **options: object) -> object:
-            self._turns.step()
-            return getattr(self._files, name)(*arguments, **options)
-
-        return call
-
-
-@pytest.mark.parametrize("place", ["memory"], indirect=True)
-def test_without_a_lock_no_order_of_single_steps_leaves_a_name_without_a_version(place: Place) -> None:
-    outcomes = set()
-    for seed in range(300):
-        storage = RemoteStorage(f"{place.address}/{seed}")
-        for version in ("kept", "v1"):
-            storage.publish(version, {"a": b"1"}, manifest_of(version))
-        storage.point("current", "kept")
-        turns = Turns(seed)
-
-        def stepped(work: Callable[[Storage], bool], turns: Turns = turns, seed: int = seed) -> bool:
-            mine = RemoteStorage(f"{place.address}/{seed}")
-            mine._files = SteppedFiles(mine._files, turns)
-            try:
-                return work(mine)
-            finally:
-                turns.end()
-
-        with ThreadPoolExecutor(2) as pool:
-            moved = pool.submit(stepped, lambda mine: mine.point("current", "v1"))
-            removed = pool.submit(stepped, lambda mine: mine.delete("v1"))
-            outcome = moved.result(30), removed.result(30)
-        check_moved_and_removed(storage, *outcome)
-        outcomes.add(outcome)
-    # both may see each other and both give way
-    assert outcomes == {(True, False), (False, True), (False, False)}
-
-
-class Cut(BaseException):
-    """The process ends here."""
-
-
-class MortalFiles:
-    """A file system whose user dies before the n-th object is put."""
-
-    def __init__(self, files: object, left: int) -> None:
-        self._files, self._left = files, left
-
-    def __getattr__(self, name: str) -> object:
-        def put(*arguments: object, **options: object) -> object:
-            self._left -= 1
-            if self._left < 0:
-                raise Cut
-            return getattr(self._files, name)(*arguments, **options)
-
-        return put if name in ("pipe_file", "rm_file", "rm") else getattr(self._files, name)
-
-
-@pytest.mark.parametrize("place", ["memory"], indirect=True)
-def test_death_before_every_put_leaves_a_whole_current(place: Place) -> None:
-    registry = Registry.create(place.address, INFO, checker_board())
-    publish(registry, "v000001", seed=1)
-    seen = set()
-    for step in range(40):
-        dying = RemoteStorage(place.address)
-        dying._files = MortalFiles(dying._files, step)
-        died = True
-        with suppress(Cut):
-            publish(Registry.of(dying), "v000002", seed=2)
-            died = False
-        current = registry.current()
-        assert registry.verify("current") == current
-        assert all(registry.verify(name) for name in registry.names())
-        seen.add((current.version, "v000002" in registry.names()))
-        registry.point("current", "v000001")
-        registry.storage.delete("v000002")
-        registry.storage.sweep(FOREVER)
-        if not died:
-            break
-    assert not died
-    assert seen == {("v000001", False), ("v000001", True), ("v000002", True)}
-
-
-@pytest.mark.parametrize("place", ["memory"], indirect=True)
-def test_a_remover_that_died_is_made_good(place: Place) -> None:
-    for step in range(1, 9):
-        storage = RemoteStorage(f"{place.address}/{step}")
-        storage.publish("v1", FILES, manifest_of("v1"))
-        dying = RemoteStorage(f"{place.address}/{step}")
-        dying._files = MortalFiles(dying._files, step)
-        with suppress(Cut):
-            dying.delete("v1")
-        if storage.has("v1"):
-            assert not storage.point("current", "v1"), "somebody may be about to remove it"
-        storage.sweep(FOREVER)
-        # what is still there is whole and can be pointed at again; what is not left nothing
-        assert storage.point("current", "v1") is storage.has("v1")
-        assert storage._below("versions") == [] or storage.read_file("v1", "notes.json") == b"{}"
-
-
-class SilentFiles:
-    """A file system that cannot be reached; its error is no `OSError`, as those of object stores are not."""
-
-    def __getattr__(self, name: str) -> object:
-        def call(*arguments: object, **options: object) -> object:
-            raise RuntimeError("Could not connect to the endpoint URL")
-
-        return call
-
-
-@pytest.mark.parametrize("place", ["memory"], indirect=True)
-def test_a_store_that_does_not_answer_is_told_in_one_line(place: Place) -> None:
-    storage = RemoteStorage(place.address)
-    storage.publish("v1", FILES, manifest_of("v1"))
-    storage._files = SilentFiles()
-    works: list[Callable[[], object]] = [
-        lambda: storage.read("store.json"),
-        lambda: storage.write("store.json", b""),
-        lambda: storage.publish("v2", FILES, manifest_of("v2")),
-        lambda: storage.manifest("v1"),
-        lambda: storage.point("current", "v1"),
-        lambda: storage.delete("v1"),
-        lambda: storage.sweep(0),
-        lambda: storage.size("v1"),
-        storage.versions,
-        storage.pointers,
-    ]
-    for work in works:
-        with pytest.raises(
-            StoreError, match=r"memory://.* cannot be reached: RuntimeError.*check the address"
-        ) as raised:
-            work()
-        assert "\n" not in str(raised.value)
-
-
 def test_a_bucket_that_is_not_there(s3: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in s3.items():
         monkeypatch.setenv(name, value)
@@ -461,6 +293,7 @@ def test_an_address_where_a_folder_is_needed_is_refused() -> None:
         storage_at(Path("s3://bucket/x"))
 
 
+@pytest.mark.parametrize("place", ["local", "memory"], indirect=True)
 def test_a_version_cannot_hold_the_manifest_of_another(place: Place) -> None:
     registry = store_with_two_versions(place)
     registry.storage.publish("v000003", {}, replace(version_manifest("v000001")))

@@ -168,7 +168,7 @@ def kill_publishers(root: Path, deaths: int) -> None:
 
 
 def test_kill_9_at_random_instants_leaves_a_whole_current(tmp_path: Path) -> None:
-    kill_publishers(tmp_path, 60)
+    kill_publishers(tmp_path, 30)
 
 
 @pytest.mark.slow

@@ -203,7 +203,7 @@ def check_beside_others(folder: Path, rounds: int) -> None:
 
 
 def test_collectors_beside_a_publisher_and_a_reader(tmp_path: Path) -> None:
-    check_beside_others(tmp_path, 60)
+    check_beside_others(tmp_path, 30)
 
 
 @pytest.mark.slow
