@@ -147,10 +147,14 @@ class Blend(PartRanker):
         self._popularity = PopularityPart(half_life, 0.5)
         self._habit = Habit(len(BUCKETS)) if repeats else None
         self._ts: object = None
-        self._last: tuple[tuple[int, int, int], Opinions] | None = None
         self._nothing_said = _opinions_of(0)
         parts = (self._neighbours, self._factors, self._texts, self._popularity)
         super().__init__(parts, seed, window, Retention(ttl_days, admit_at))
+        self._add_arrays()
+        self._rewire()
+
+    def _add_arrays(self) -> None:
+        """Add what is neither a part's nor the base's."""
         self._fixed_arrays |= self._haste.fixed_arrays()
         self._user_arrays |= self._reservoir.user_arrays()
         if self._habit is not None:
@@ -158,15 +162,14 @@ class Blend(PartRanker):
             self._user_arrays |= self._habit.user_arrays()
             self._log_arrays |= self._habit.log_arrays()
         self._user_arrays |= {
-            "tried.ring": np.zeros((0, window), dtype=np.int32),
+            "tried.ring": np.zeros((0, self.window), dtype=np.int32),
             "tried.positives": np.zeros(0, dtype=np.int64),
         }
         self._fixed_arrays["weights"] = np.tile(np.array(START, dtype=np.float64), (len(BUCKETS), 1))
-        self._rewire()
 
     def _rewire(self) -> None:
         super()._rewire()
-        self._last = None
+        self._last: tuple[tuple[int, int, int], Opinions] | None = None
         if "tried.ring" in self._user_arrays:  # the base classes wire before there are all arrays
             arrays = self._user_arrays
             self._tried = UserRows(arrays["tried.ring"], arrays["tried.positives"], arrays["newest"])
