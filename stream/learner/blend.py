@@ -128,11 +128,10 @@ class Blend(PartRanker):
         self.n_factors, self.negatives, self.recency = n_factors, negatives, recency
         self.lr, self.bias_lr, self.accumulator = lr, bias_lr, accumulator
         self.init_scale, self.dislike, self.rate_floor = init_scale, dislike, rate_floor
-        self.text_dimensions, self.text_lr = text_dimensions, text_lr
         self.places, self.gap, self.neighbour_recency = places, gap, neighbour_recency
         self.alpha, self.beta, self.half_life = alpha, beta, half_life
-        self.weight_lr, self.focus, self.repeats = weight_lr, focus, repeats
-        self.ttl_days, self.admit_at = ttl_days, admit_at
+        self.text_dimensions, self.text_lr, self.repeats = text_dimensions, text_lr, repeats
+        self.weight_lr, self.focus, self.ttl_days, self.admit_at = weight_lr, focus, ttl_days, admit_at
         self.drift_boost, self.drift_events = drift_boost, drift_events
         self.replay, self.replay_rate = replay, replay_rate
         self._haste, self._boost = Haste(drift_boost, drift_events), 1.0
@@ -146,8 +145,6 @@ class Blend(PartRanker):
         self._neighbours = NeighboursPart(window, places, gap, neighbour_recency, alpha, beta, 1.0)
         self._popularity = PopularityPart(half_life, 0.5)
         self._habit = Habit(len(BUCKETS)) if repeats else None
-        self._ts: object = None
-        self._nothing_said = _opinions_of(0)
         parts = (self._neighbours, self._factors, self._texts, self._popularity)
         super().__init__(parts, seed, window, Retention(ttl_days, admit_at))
         self._add_arrays()
@@ -155,6 +152,8 @@ class Blend(PartRanker):
 
     def _add_arrays(self) -> None:
         """Add what is neither a part's nor the base's."""
+        self._ts: object = None
+        self._nothing_said = _opinions_of(0)
         self._fixed_arrays |= self._haste.fixed_arrays()
         self._user_arrays |= self._reservoir.user_arrays()
         if self._habit is not None:
