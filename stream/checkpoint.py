@@ -73,8 +73,11 @@ def keep_newest(folder: Path, keep: int) -> None:
         os.rename(folder / sequence_name(sequence), doomed)
         shutil.rmtree(doomed, ignore_errors=True)
     for entry in folder.iterdir():
-        if entry.name.startswith(".") and entry.name.endswith(".tmp") and entry.is_dir():
-            shutil.rmtree(entry, ignore_errors=True)
+        if entry.name.startswith(".") and entry.name.endswith(".tmp"):
+            if entry.is_dir():
+                shutil.rmtree(entry, ignore_errors=True)
+            else:  # a pointer that was being moved
+                entry.unlink(missing_ok=True)
 
 
 class CheckpointStore:

@@ -99,7 +99,7 @@ def test_killed_anywhere_it_ends_as_if_never_killed(embedded: str, topic: str, t
     whole = worker("whole").run()
     rng = np.random.default_rng(11)
     instants = [f"decode:{rng.integers(1, 45)}" for _ in range(3)]
-    steps = ["flush:2", "rename:1", "commit:1", "rename:2", "rename:5", "flush:1", "commit:2"]
+    steps = ["flush:2", "rename:1", "commit:1", "rename:2", "written:1", "pointer:2", "published:1", "committed:2"]
     deaths = [*instants[:2], *steps, instants[2]]
     command = [
         sys.executable,

@@ -1,0 +1,1 @@
+"""Workers, producers and brokers that die while events flow; `make test-faults`."""
