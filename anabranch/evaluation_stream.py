@@ -12,7 +12,7 @@ from common.datasets.base import Dataset
 from common.errors import InvalidSetting, UnknownName
 from common.ids import stable_hash
 from common.progress import Progress, silent
-from common.settings import is_positive
+from common.settings import is_positive, was_tried
 from stream.comparison import against, curve_of, paired_interval, row_of, slices_of
 from stream.contest import ALLOWED, MASKED, RULES, Contender, ContestSettings, Learner, Trial, hold_contest
 from stream.learner.blend import Blend
@@ -212,6 +212,8 @@ def evaluate_stream(
     ours = our_rows(settings, texts)
     if all(is_positive(event) for event in events):
         del ours[LIKES_ONLY]  # it would be the same
+    if not any(was_tried(event) for event in events):
+        del controls["river_mf"]  # it learns stars, and there are none
     controls, ours = _chosen(controls, ours, settings.rows)
     note(f"{len(controls) + len(ours)} rows over {len(events)} events; texts: {texts.source}")
     contest = ContestSettings(warm_share=settings.warm_share, repeats=settings.repeats)

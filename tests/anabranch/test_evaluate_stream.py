@@ -34,7 +34,7 @@ def payload() -> dict[str, object]:
 
 def test_every_row_has_its_figures(payload: dict[str, dict[str, dict[str, object]]]) -> None:
     rows = payload["rows"]
-    controls = {"random", "popularity", "popularity_decayed", "river_mf", "river_mf_negatives", "item_knn", "ease_300"}
+    controls = {"random", "popularity", "popularity_decayed", "river_mf_negatives", "item_knn", "ease_300"}
     controls |= {"neighbours", "pointwise_mf"}
     assert controls == set(payload["controls"])
     assert {"ours", "ours_without_content", "neighbours", "factors", "content"} <= set(rows)
@@ -77,6 +77,23 @@ def test_only_the_rows_that_are_wanted() -> None:
     assert set(found["rows"]) == {"ours", "popularity"}
     with pytest.raises(UnknownName, match="row 'best'"):
         evaluate_stream(dataset, replace(SETTINGS, rows=("best",)))
+
+
+def test_stars_bring_the_rows_that_need_them() -> None:
+    """River's factorisation learns stars; told likes only, ours is another one where something was rated low."""
+    made = make_synthetic(SyntheticSpec(users=10, items=30, events=200), seed=0)
+    rated = replace(
+        made,
+        interactions=tuple(
+            replace(event, action="rating", value=3.0 + number % 3) for number, event in enumerate(made.interactions)
+        ),
+    )
+    settings = replace(SETTINGS, rows=("river_mf", "ours_likes_only"))
+    found = evaluate_stream(rated, settings).as_json()
+    assert set(found["rows"]) == {"ours", "ours_likes_only", "river_mf"}
+    assert set(found["against_likes_only"]) == {"river_mf"}
+    with pytest.raises(UnknownName, match="row 'river_mf'"):
+        evaluate_stream(made, settings)
 
 
 def test_no_texts_are_no_texts(tmp_path: Path) -> None:
