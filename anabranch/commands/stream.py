@@ -33,10 +33,13 @@ app.command("produce")(stream_produce.produce)
 app.command("replay-dead-letters")(stream_letters.replay_dead_letters)
 
 StoreOption = Annotated[Path, typer.Option(help="Folder of models and checkpoints.")]
-LearnerKind = Literal["mf", "blend"]
+LearnerKind = Literal["mf", "blend", "pointwise"]
 LearnerOption = Annotated[
     LearnerKind,
-    typer.Option(help="blend: neighbours, factors, texts and popularity, weighted by their hits. mf: factors only."),
+    typer.Option(
+        help="blend: neighbours, factors, texts and popularity, weighted by their hits. mf: factors only."
+        " pointwise: river's BiasedMF, compiled."
+    ),
 ]
 RepeatsOption = Annotated[
     bool, typer.Option("--repeats", help="blend: what a user liked before may be shown again (shops re-buy).")
@@ -181,9 +184,18 @@ def _fresh_learner(
     replay: int,
     seed: int,
 ) -> "Served":
+    from common.errors import InvalidSetting
     from stream.learner.blend import Blend
     from stream.learner.mf import MF
+    from stream.learner.pointwise import PointwiseMF
 
+    if kind == "pointwise":
+        if (repeats, ttl_days, admit_at, drift_boost, replay) != (False, 0.0, 1, 1.0, 0):
+            raise InvalidSetting(
+                "--learner pointwise with --repeats, --ttl-days, --admit-at, --drift-boost or --replay",
+                expected="none of these, or --learner mf or blend",
+            )
+        return PointwiseMF(n_factors=factors, negatives=negatives, seed=seed)
     make = partial(Blend, repeats=repeats) if kind == "blend" else MF
     return make(
         n_factors=factors,

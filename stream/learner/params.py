@@ -7,8 +7,8 @@ import msgspec
 
 from common.errors import CheckpointMismatch
 
-SERVED = ("MF", "Blend")
-"""Kinds that the command line can learn with."""
+SERVED = {"MF": "mf", "Blend": "blend", "PointwiseMF": "pointwise"}
+"""Kinds that the command line can learn with, and what it calls them."""
 
 
 def params_json(kind: str, params: Mapping[str, Any]) -> bytes:
@@ -30,7 +30,7 @@ def check_params(found: bytes, expected: bytes) -> None:
     if theirs.get("kind") != ours["kind"]:
         kind = theirs.get("kind")
         going_on = (
-            f"anabranch stream learn --learner {str(kind).lower()} goes on with it; or " if kind in SERVED else ""
+            f"anabranch stream learn --learner {SERVED[str(kind)]} goes on with it; or " if kind in SERVED else ""
         )
         raise CheckpointMismatch(
             f"the checkpoint is of a learner of kind {kind!r}",

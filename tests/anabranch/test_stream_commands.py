@@ -76,17 +76,24 @@ def test_produce_learn_status(servers: str, tmp_path: Path) -> None:
     assert "600 events" in run("stream", "status", *store)
 
 
-def test_factors_alone_where_they_are_asked_for(servers: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["mf", "pointwise"])
+def test_another_learner_where_it_is_asked_for(servers: str, tmp_path: Path, kind: str) -> None:
     where = ["--bootstrap-servers", servers]
     run("stream", "produce", "--data", DATA, "--limit", "50", *where)
     store = ["--store", str(tmp_path), "--until-events", "50"]
-    learned = run_json("stream", "learn", *where, *store, "--learner", "mf", "--factors", "8")
+    learned = run_json("stream", "learn", *where, *store, "--learner", kind, "--factors", "8")
     status = run_json("stream", "status", "--store", str(tmp_path))
     assert read_snapshot(tmp_path / SNAPSHOTS / status["snapshot"]).blend is None
-    with pytest.raises(CheckpointMismatch, match="--learner mf goes on with it"):
+    with pytest.raises(CheckpointMismatch, match=f"--learner {kind} goes on with it"):
         run("stream", "learn", *where, *store)
-    again = run_json("stream", "learn", *where, *store, "--learner", "mf", "--factors", "8")
+    again = run_json("stream", "learn", *where, *store, "--learner", kind, "--factors", "8")
     assert again["state_sha256"] == learned["state_sha256"]
+
+
+def test_what_the_pointwise_learner_cannot_do_is_refused(tmp_path: Path) -> None:
+    for option in (["--repeats"], ["--ttl-days", "3"], ["--replay", "5"]):
+        with pytest.raises(InvalidSetting, match="--learner pointwise"):
+            run("stream", "learn", "--store", str(tmp_path), "--learner", "pointwise", *option)
 
 
 def test_limit_and_start(servers: str) -> None:
