@@ -100,14 +100,15 @@ def step_taste(taste: Taste, text: np.ndarray, pull: np.ndarray, rate: np.float3
     """Move the taste against `pull` (d loss / d asked); `text` is the history's, `rate` that of the matrix."""
     norm = dot(pull, pull)
     taste.tilt_sum[0] += norm
-    step = rule.bias_rate * share_of(taste.tilt_sum[0], rule.floor)
+    step = rule.bias_rate * share_of(taste.tilt_sum[0], norm, rule.floor)
     for place in range(len(pull)):
         taste.tilt[place] -= step * pull[place]
     for row in range(len(text)):
         share = text[row]
         if share != np.float32(0.0):
-            taste.matrix_sum[row] += share * share * norm
-            step = rate * share_of(taste.matrix_sum[row], rule.floor) * share
+            squared = share * share * norm
+            taste.matrix_sum[row] += squared
+            step = rate * share_of(taste.matrix_sum[row], squared, rule.floor) * share
             for place in range(len(pull)):
                 taste.matrix[row, place] -= step * pull[place]
 

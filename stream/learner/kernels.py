@@ -200,20 +200,27 @@ def draw_unseen(scratch: Scratch, rule: Rule, n_items: int, event: int, item: in
 
 
 @compiled
-def share_of(accumulated: np.float32, floor: np.float32) -> np.float32:
-    """Return the share of its rate that a row learns with: AdaGrad's, and never less than the floor."""
-    share: np.float32 = max(_ONE / np.sqrt(accumulated), floor)
+def share_of(accumulated: np.float32, squared: np.float32, floor: np.float32) -> np.float32:
+    """Return the share of its rate that a row learns with: AdaGrad's, and never less than the floor.
+
+    `squared` is the gradient's squared length, which `accumulated` holds already. Where it is above 1 the floor shrinks
+    with it, or a heavy event would throw the row.
+    """
+    share: np.float32 = _ONE / np.sqrt(accumulated)
+    if share < floor:
+        share = max(share, floor / np.sqrt(max(_ONE, squared)))
     return share
 
 
 @compiled
 def step_item(items: ItemRows, row: int, slope: np.float32, user: np.ndarray, norm: np.float32, rule: Rule) -> None:
     """Move one item's factors and bias against `slope` (d loss / d score); `norm` is the user's squared length."""
-    items.bias_sum[row] += slope * slope
-    items.bias[row] -= rule.bias_rate * share_of(items.bias_sum[row], rule.floor) * slope
+    squared = slope * slope
+    items.bias_sum[row] += squared
+    items.bias[row] -= rule.bias_rate * share_of(items.bias_sum[row], squared, rule.floor) * slope
     if norm > np.float32(0.0):
-        items.factors_sum[row] += slope * slope * norm
-        step = rule.rate * share_of(items.factors_sum[row], rule.floor) * slope
+        items.factors_sum[row] += squared * norm
+        step = rule.rate * share_of(items.factors_sum[row], squared * norm, rule.floor) * slope
         factors = items.factors[row]
         for place in range(len(user)):
             factors[place] -= step * user[place]
@@ -261,8 +268,9 @@ def step_history(
     for age in range(min(positives, window)):
         weight = rule.decay[age] * scale
         row = ring[(positives - 1 - age) % window]
-        items.history_sum[row] += weight * weight * norm
-        step = rule.rate * share_of(items.history_sum[row], rule.floor) * weight
+        squared = weight * weight * norm
+        items.history_sum[row] += squared
+        step = rule.rate * share_of(items.history_sum[row], squared, rule.floor) * weight
         vector = items.history[row]
         for place in range(len(pull)):
             vector[place] -= step * pull[place]

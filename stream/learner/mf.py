@@ -55,7 +55,7 @@ class MF(ArrayRanker):
         How much of a full step a disliked item takes; 0 ignores dislikes.
     rate_floor
         Least share of a rate that a row keeps, however often it was taught: AdaGrad's share is one over the root of the
-        accumulator. A row with an accumulator of 2,500 reaches the default.
+        accumulator. A row with an accumulator of 2,500 reaches the default. The share is of steps up to length 1.
     ttl_days, admit_at
         Days of event time after which an untouched row starts anew, and at which of its events an item gets a row: see
         `Retention`; off by default.

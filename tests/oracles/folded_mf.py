@@ -78,15 +78,15 @@ class FoldedMF:
                 found.append(candidate)
         return found
 
-    def _share(self, kind: str, item: str) -> float:
-        return max(float(1 / np.sqrt(self.sums[kind, item])), self.rate_floor)
+    def _share(self, kind: str, item: str, gradient: float) -> float:
+        self.sums[kind, item] += gradient**2
+        return max(float(1 / np.sqrt(self.sums[kind, item])), self.rate_floor / max(1.0, abs(gradient)))
 
     def _step(self, item: str, slope: float, user: np.ndarray) -> None:
-        self.sums["bias", item] += slope**2
-        self.bias[item] -= self.bias_lr * self._share("bias", item) * slope
+        self.bias[item] -= self.bias_lr * self._share("bias", item, slope) * slope
         if user @ user > 0:
-            self.sums["row", item] += slope**2 * float(user @ user)
-            self.rows[item] = self.rows[item] - self.lr * self._share("row", item) * slope * user
+            share = self._share("row", item, slope * float(np.linalg.norm(user)))
+            self.rows[item] = self.rows[item] - self.lr * share * slope * user
 
     def learn(self, user: str, item: str, weight: float) -> None:
         self.add(item)
@@ -113,6 +113,5 @@ class FoldedMF:
             pull = pull + slope * self.rows[one]
             self._step(one, float(slope), vector)
         for one, share in shares:
-            self.sums["history", one] += share**2 * float(pull @ pull)
-            step = self.lr * self._share("history", one) * share
+            step = self.lr * self._share("history", one, share * float(np.linalg.norm(pull))) * share
             self.history_rows[one] = self.history_rows[one] - step * pull
