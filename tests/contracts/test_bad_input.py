@@ -82,7 +82,19 @@ def test_time_going_backwards_keeps_everything_whole(make: Make) -> None:
 @every_learner
 def test_values_at_the_edge_of_what_can_be_learned_leave_it_whole(make: Make) -> None:
     learner = learned(make, some_events(60))
-    values: list[Any] = [5e-324, -5e-324, 1e308, -1e308, 0.0, -0.0, 1e-45, 3.4e38, np.float32(1e-30), np.int64(2**62), True]
+    values: list[Any] = [
+        5e-324,
+        -5e-324,
+        1e308,
+        -1e308,
+        0.0,
+        -0.0,
+        1e-45,
+        3.4e38,
+        np.float32(1e-30),
+        np.int64(2**62),
+        True,
+    ]
     for place, value in enumerate(values * 3):
         learner.learn_one("user 1", f"item {place % 40}", value)
         learner.learn_one("u" * MAX_ID_LENGTH, "i" * MAX_ID_LENGTH, value)
