@@ -14,7 +14,8 @@ keep the same promises, and which one is weaker there, is said in `server.storag
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -215,10 +216,26 @@ class Registry:
         Raises
         ------
         ArtifactCorrupt
-            When a manifest cannot be read.
+            When a manifest cannot be read, or was changed since it was published.
         """
-        manifests = [self.storage.manifest(name) for name in self.names()]
-        return tuple(sorted(manifests, key=lambda manifest: (manifest.created_at, manifest.version)))
+        found, damaged = self.examine()
+        if damaged:
+            raise next(iter(damaged.values()))
+        return found
+
+    def examine(self) -> tuple[tuple[Manifest, ...], dict[str, ArtifactCorrupt]]:
+        """Return the manifests that can be read, oldest first, and what is wrong with each of the others."""
+        found: list[Manifest] = []
+        damaged: dict[str, ArtifactCorrupt] = {}
+        for name in self.names():
+            try:
+                found.append(self.manifest(name))
+            except VersionNotFound:
+                continue  # somebody has just removed it
+            except ArtifactCorrupt as error:
+                if self.storage.has(name):
+                    damaged[name] = error
+        return tuple(sorted(found, key=lambda manifest: (manifest.created_at, manifest.version))), damaged
 
     def resolve(self, version: str) -> str:
         """Return the version's name, given that or the name of a pointer.
@@ -270,27 +287,12 @@ class Registry:
             When it is missing, or its SHA-256 is not what the manifest says.
         """
         manifest = self.manifest(version)
-        expected = manifest.files.get(file)
         path = f"{self.address}/{VERSIONS}/{manifest.version}/{file}"
-        if expected is None:
+        if file not in manifest.files:
             raise ArtifactCorrupt(f"{path} is not in the manifest", expected=f"a version with {file}")
-        try:
+        with _unreadable(path):
             raw = self.storage.read_file(manifest.version, file)
-        except OSError as error:
-            raise ArtifactCorrupt(
-                f"{path} cannot be read: {error.strerror or error}",
-                expected=f"a file with SHA-256 {expected}",
-                consequence="the version is not used",
-                mend="roll back to another version",
-            ) from error
-        found = hashlib.sha256(raw).hexdigest()
-        if found != expected:
-            raise ArtifactCorrupt(
-                f"{path} has SHA-256 {found}",
-                expected=expected,
-                consequence="the version is not used",
-                mend="roll back to another version",
-            )
+        _compare(path, hashlib.sha256(raw).hexdigest(), manifest.files[file])
         return raw
 
     def arrays(self, version: str, file: str) -> dict[str, np.ndarray]:
@@ -336,13 +338,18 @@ class Registry:
         NoModel
             When nothing was published yet.
         """
-        if self.pointer(CURRENT) is None:
-            raise NoModel(
-                f"{self.address} holds no current model",
-                expected="a published version",
-                mend=f"anabranch simulate --store {self.address}",
-            )
-        return self.manifest(CURRENT)
+        while (version := self.pointer(CURRENT)) is not None:
+            try:
+                return self.manifest(version)
+            except (VersionNotFound, ArtifactCorrupt):
+                # it may have been removed after the name moved on
+                if self.pointer(CURRENT) == version:
+                    raise
+        raise NoModel(
+            f"{self.address} holds no current model",
+            expected="a published version",
+            mend=f"anabranch simulate --store {self.address}",
+        )
 
     def verify(self, version: str) -> Manifest:
         """Re-hash every file of a version and return its manifest.
@@ -353,8 +360,11 @@ class Registry:
             When a file is missing or differs, naming it.
         """
         manifest = self.manifest(version)
-        for file in manifest.files:
-            self.read(manifest.version, file)
+        for file, expected in manifest.files.items():
+            path = f"{self.address}/{VERSIONS}/{manifest.version}/{file}"
+            with _unreadable(path):
+                found = self.storage.sha256(manifest.version, file)
+            _compare(path, found, expected)
         return manifest
 
     def _known(self) -> str:
@@ -363,6 +373,29 @@ class Registry:
             return "a published version (there is none yet)"
         more = f"{len(names) - _SHOWN} older ones, " if len(names) > _SHOWN else ""
         return f"one of {more}{', '.join(names[-_SHOWN:])}"
+
+
+@contextmanager
+def _unreadable(path: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ArtifactCorrupt(
+            f"{path} cannot be read: {error.strerror or error}",
+            expected="every file of the manifest",
+            consequence="the version is not used",
+            mend="roll back to another version",
+        ) from error
+
+
+def _compare(path: str, found: str, expected: str) -> None:
+    if found != expected:
+        raise ArtifactCorrupt(
+            f"{path} has SHA-256 {found}",
+            expected=expected,
+            consequence="the version is not used",
+            mend="roll back to another version",
+        )
 
 
 def _checked_name(kind: str, name: str) -> str:

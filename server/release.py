@@ -60,12 +60,13 @@ class Publisher:
         details is false, and ``reason`` says why.
         """
         version = self.version_of(state)
-        known = {manifest.version: manifest for manifest in self.registry.versions()}
-        if version not in known:
-            known[version] = self._write(version, state, self._parents(tuple(known)[-1:]))
-        if is_promoted(known[version]):
+        # an older version that is damaged stops nobody
+        newest = tuple(manifest.version for manifest in self.registry.examine()[0])[-1:]
+        published = self.has(state)
+        manifest = self.registry.manifest(version) if published else self._write(version, state, self._parents(newest))
+        if is_promoted(manifest):
             self.registry.point(CURRENT, version)
-        return known[version]
+        return manifest
 
     def has(self, state: RunState) -> bool:
         """Return whether the state is published."""
@@ -84,7 +85,7 @@ class Publisher:
 
     def held_back_in_a_row(self) -> int:
         """Return how many of the newest versions the gate held back, one after the other."""
-        newest_first = reversed(self.registry.versions())
+        newest_first = reversed(self.registry.examine()[0])
         return sum(1 for _ in takewhile(lambda manifest: not is_promoted(manifest), newest_first))
 
     def _judge(self, ranking: Ranking) -> Verdict:

@@ -3,8 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from common.errors import ArtifactCorrupt, InvalidSetting, VersionNotFound
-from common.manifests import Manifest
+from common.errors import InvalidSetting
 from server.registry import Registry
 
 FRESH = 3_600_000
@@ -71,16 +70,8 @@ def plan_retention(registry: Registry, keep: int, now: int) -> Retention:
     """
     if keep < 1:
         raise InvalidSetting(f"keep = {keep}", expected="1 or more: the newest version is what the next is made from")
-    whole: list[Manifest] = []
-    kept: dict[str, str] = {}
-    for name in registry.names():
-        try:
-            whole.append(registry.manifest(name))
-        except (ArtifactCorrupt, VersionNotFound):
-            # or somebody else has just removed it
-            if registry.storage.has(name):
-                kept[name] = "damaged"
-    whole.sort(key=lambda manifest: (manifest.created_at, manifest.version))
+    whole, damaged = registry.examine()
+    kept = dict.fromkeys(damaged, "damaged")
     by_name = {manifest.version: manifest for manifest in whole}
     grown = {parent for manifest in whole for parent in manifest.parents}
     kept |= {name: "fresh" for name, made in by_name.items() if name not in grown and made.created_at > now - FRESH}

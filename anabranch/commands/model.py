@@ -10,7 +10,7 @@ from rich.table import Table
 
 from anabranch.commands import model_lifecycle
 from anabranch.output import Output
-from common.errors import ArtifactCorrupt, NoModel, StoreError
+from common.errors import NoModel, StoreError
 
 if TYPE_CHECKING:
     from common.manifests import Manifest
@@ -37,7 +37,11 @@ def list_versions(store: Store = DEFAULT_STORE, as_json: AsJson = False) -> None
       anabranch model list --store anabranch-store
     """
     registry = _open(store)
-    rows = [_row(registry, name) for name in registry.names()]
+    found, damaged = registry.examine()
+    listed = {manifest.version: _row(manifest) for manifest in found}
+    # a damaged one is listed as such, not hidden
+    listed |= {name: {"version": name, "damaged": str(error)} for name, error in damaged.items()}
+    rows = [listed[name] for name in sorted(listed)]
     pointers = registry.pointers()
 
     def table(console: Console) -> None:
@@ -200,12 +204,9 @@ def _payload(manifest: "Manifest") -> dict[str, Any]:
     return payload
 
 
-def _row(registry: "Registry", name: str) -> dict[str, Any]:
-    """Return what the list shows of one version; a damaged one is listed as such, not hidden."""
-    try:
-        payload = _payload(registry.manifest(name))
-    except ArtifactCorrupt as error:
-        return {"version": name, "damaged": str(error)}
+def _row(manifest: "Manifest") -> dict[str, Any]:
+    """Return what the list shows of one version."""
+    payload = _payload(manifest)
     return {
         "version": payload["version"],
         "parents": payload["parents"],

@@ -57,6 +57,10 @@ class Storage(Protocol):
         """Return one file of a version, unchecked; `OSError` when it cannot be read."""
         ...
 
+    def sha256(self, version: str, name: str) -> str:
+        """Return the SHA-256 of one file of a version; `OSError` when it cannot be read."""
+        ...
+
     def size(self, version: str) -> int:
         """Return how many bytes the version takes."""
         ...

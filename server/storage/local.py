@@ -10,7 +10,7 @@ from pathlib import Path
 from common.disk import DISK, Disk
 from common.errors import ArtifactCorrupt
 from common.manifests import Manifest
-from common.store import publish_folder, read_manifest, write_atomic
+from common.store import file_sha256, publish_folder, read_manifest, write_atomic
 from server.storage.base import POINTERS, VERSIONS, decoded_pointer, encoded_pointer
 
 LOCK_NAME = ".lock"
@@ -78,6 +78,10 @@ class LocalStorage:
     def read_file(self, version: str, name: str) -> bytes:
         """Return one file of a version."""
         return (self.folder(version) / name).read_bytes()
+
+    def sha256(self, version: str, name: str) -> str:
+        """Return the SHA-256 of one file of a version, without holding it in memory."""
+        return file_sha256(self.folder(version) / name)
 
     def size(self, version: str) -> int:
         """Return how many bytes the files of a version hold."""

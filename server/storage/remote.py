@@ -131,6 +131,10 @@ class RemoteStorage:
         """Return one file of a version."""
         return self.read(f"{VERSIONS}/{version}/{self._published(version)[0]}/{name}")
 
+    def sha256(self, version: str, name: str) -> str:
+        """Return the SHA-256 of one file of a version."""
+        return hashlib.sha256(self.read_file(version, name)).hexdigest()
+
     def size(self, version: str) -> int:
         """Return how many bytes the objects of a version hold, other attempts included."""
         total = 0

@@ -9,6 +9,7 @@ import pytest
 from common.encoder.adapter import TextEncoder
 from common.encoder.cache import open_or_build
 from common.encoder.spec import EncoderSpec
+from common.errors import ArtifactCorrupt
 from common.instructions import Objective, PrivacyTerms
 from common.items import Catalogue, Item
 from common.manifests import Manifest
@@ -128,6 +129,18 @@ def test_a_damaged_current_version_stops_nobody(shop: Shop) -> None:
     manifest = shop.publish(1)
     assert shop.registry.pointer(CURRENT) == "v000001"
     assert "cannot be compared with" in manifest.details["reason"]
+
+
+def test_a_damaged_older_version_stops_nobody(shop: Shop) -> None:
+    shop.publish(1)
+    shop.publish(2)
+    path = shop.registry.folder("v000001") / "manifest.json"
+    path.write_bytes(path.read_bytes()[:-2] + b"}\n\n")
+    manifest = shop.publish(3)
+    assert manifest.parents == ("v000002",)
+    assert shop.publisher.held_back_in_a_row() >= 0
+    with pytest.raises(ArtifactCorrupt, match="v000001"):
+        shop.registry.versions()
 
 
 def test_slices_are_in_the_manifest(shop: Shop) -> None:

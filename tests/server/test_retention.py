@@ -144,6 +144,8 @@ else:
         version = registry.pointer(CURRENT)
         try:
             registry.verify(version)
+            registry.versions()
+            assert registry.current()
             seen += 1
         except (ArtifactCorrupt, VersionNotFound) as error:
             # it may only have gone after the name moved on
