@@ -7,7 +7,7 @@ its own ids and seen items.
 import math
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import msgspec
@@ -24,6 +24,8 @@ from stream.learner.base import ArrayRanker, grown, pack_ids, unpack_ids
 CANDIDATES = "every item known at the time, the user's liked ones left out"
 TIES = "against the model: an equal score ranks above the target"
 REPEATS = "an item the user liked before is learned, not tested"
+ALL_CANDIDATES = "every item known at the time"
+REPEATS_TESTED = "an item the user liked before is tested too, and may be in the list"
 UNKNOWN_ITEMS = "an item not known at the time is a miss"
 NEW_USERS = "a user without history is tested like any other"
 
@@ -53,6 +55,15 @@ class Protocol:
     unknown_items: str = UNKNOWN_ITEMS
     ties: str = TIES
     tested: str = "liked events, in the order in which they come"
+
+    def with_repeats(self) -> "Protocol":
+        """Return the same that tests repeats, and lets them be in the lists."""
+        return replace(self, repeats=REPEATS_TESTED, candidates=ALL_CANDIDATES)
+
+    @property
+    def tests_repeats(self) -> bool:
+        """Whether an item that the user liked before is tested."""
+        return self.repeats == REPEATS_TESTED
 
     def __post_init__(self) -> None:
         if self.warm_events < 0 or self.k < 1 or self.every < 1:
@@ -192,7 +203,8 @@ class Progressive:
         due = number >= self.protocol.warm_events and (number - self.protocol.warm_events) % self.protocol.every == 0
         first = next(iter(self.contenders.values()))
         row = first.item_row(item)
-        due = due and not (row is not None and row in first.seen_rows(user))
+        if not self.protocol.tests_repeats:
+            due = due and not (row is not None and row in first.seen_rows(user))
         place = self._count(user) if due else -1
         watched: int | None = None
         for name, learner in self.contenders.items():
@@ -224,7 +236,7 @@ class Progressive:
         row = learner.item_row(item)
         if row is None:
             return learner.n_items + 1
-        rank, best = learner.rank_of(user, row, self.protocol.k)
+        rank, best = learner.rank_of(user, row, self.protocol.k, exclude_seen=not self.protocol.tests_repeats)
         self._tallies[name].add(place, rank, best, self.protocol.k, learner.n_items)
         return rank
 

@@ -114,7 +114,9 @@ class StreamState:
         self.learner = learner
         contenders: dict[str, ArrayRanker] = {OURS: learner, POPULARITY: Popularity()}
         warm = 2**62 if every == 0 else 0  # never warm enough: nothing is tested
-        self.progressive = Progressive(contenders, Protocol(warm_events=warm, every=max(every, 1)))
+        protocol = Protocol(warm_events=warm, every=max(every, 1))
+        repeats = isinstance(learner, Blend) and learner.repeats
+        self.progressive = Progressive(contenders, protocol.with_repeats() if repeats else protocol)
         self._recent = RecentIds(dedup_window)
         self._decode = decode
         self.events = self.learned = self.duplicates_skipped = self.dead_letters = 0

@@ -42,6 +42,26 @@ def test_popularity_on_a_known_board() -> None:
     assert row.coverage == 2 / 4
 
 
+def test_repeats_are_tested_where_they_are_allowed() -> None:
+    """By hand: what was liked before stays in the list, and is tested."""
+    model = Popularity()
+    model.add_items(["a", "b", "c"])
+    run = Progressive({"popularity": model}, Protocol(k=1).with_repeats())
+    assert run.step("ann", "a", 1.0) == 3
+    assert run.step("ann", "b", 1.0) == 3  # a is above, c ties
+    assert run.step("ann", "a", 1.0) == 2  # a repeat, level with b
+    assert run.step("ann", "a", 1.0) == 1
+    assert run.rows()["popularity"].recall == 1 / 4
+    told = run.protocol
+    assert told.tests_repeats
+    assert "tested too" in told.repeats
+    assert "left out" not in told.candidates
+    assert not Protocol().tests_repeats
+    masked = Progressive({"popularity": Popularity()}, Protocol(k=1))
+    with pytest.raises(CheckpointMismatch, match="tested too"):
+        masked.load_state(run.state_arrays())
+
+
 def test_discounts() -> None:
     model = Popularity()
     model.learn_many(["x", "y", "z", "x", "y"], ["a", "a", "a", "b", "b"])

@@ -138,6 +138,15 @@ def test_another_learner_is_refused() -> None:
         StreamState(small_mf()).restore({}, {})
 
 
+@pytest.mark.parametrize(("repeats", "tested"), [(False, 3), (True, 6)])
+def test_repeats_are_tested_where_the_blend_allows_them(repeats: bool, tested: int) -> None:
+    state = StreamState(Blend(n_factors=4, negatives=2, places=16, repeats=repeats))
+    for number in range(6):
+        event = Interaction(event_id=f"e{number}", user_id="ann", item_id=f"i{number % 3}", action="click", ts=number)
+        assert state.apply("clicks", 0, number, encode_event(event)).kind == "learned"
+    assert state.progressive.evaluated == tested
+
+
 def test_no_testing_when_not_wanted() -> None:
     state = StreamState(small_mf(), every=0)
     fed([encode_event(event) for event in some_events(60)], state)
