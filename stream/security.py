@@ -62,6 +62,15 @@ class Secret:
         return hash(self._text)
 
 
+class _Hidden(str):
+    """A text for a client that logs its settings, as kafka-python does at level DEBUG: by their repr."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "'***'"
+
+
 @dataclass(frozen=True, slots=True)
 class Security:
     """What a broker asks for.
@@ -117,14 +126,14 @@ class Security:
             "ssl_cafile": _text(self.ca_file),
             "ssl_certfile": _text(self.certificate_file),
             "ssl_keyfile": _text(self.key_file),
-            "ssl_password": self.key_password.reveal() if self.key_password else None,
+            "ssl_password": _Hidden(self.key_password.reveal()) if self.key_password else None,
             "ssl_check_hostname": self.check_hostname,
         }
         if self.protocol.startswith("SASL"):
             options |= {
                 "sasl_mechanism": self.mechanism,
                 "sasl_plain_username": self.user,
-                "sasl_plain_password": self.password.reveal() if self.password else None,
+                "sasl_plain_password": _Hidden(self.password.reveal()) if self.password else None,
             }
         return options
 
