@@ -16,11 +16,13 @@ from stream.learner.mf import MF
 from stream.students import FineTuned, Frozen, Live, Refitted
 from stream.transfer import differences, row_of
 
-OURS, FACTORS = "ours", "mf"
+OURS, FACTORS, WITH_TEXTS, RECALLING = "ours", "mf", "mf_texts", "mf_replay"
 FROZEN, FINE_TUNED, REFITTED = "frozen", "fine_tune", "refit"
 CONTROLS = (FROZEN, FINE_TUNED, REFITTED)
 QUICK_DATA = "synthetic"
 QUICK_EVENTS = 3_000
+TEXT_DIMENSIONS = 64
+REPLAY = 20
 Note = Callable[[str], None]
 
 
@@ -84,12 +86,16 @@ def students_of(settings: ForgettingEvaluationSettings, texts: Texts, items: int
     rows: dict[str, Callable[[], Student]] = {
         OURS: lambda: Live(Blend(seed=seed, repeats=repeats), vectors),
         FACTORS: lambda: Live(MF(seed=seed)),
+        WITH_TEXTS: lambda: Live(MF(seed=seed, text_dimensions=TEXT_DIMENSIONS), vectors),
+        RECALLING: lambda: Live(MF(seed=seed, replay=REPLAY)),
         FROZEN: lambda: Frozen(Live(Blend(seed=seed, repeats=repeats), vectors)),
         FINE_TUNED: lambda: FineTuned(seed),
         REFITTED: Refitted,
     }
     if items > settings.ease_most_items:
         del rows[REFITTED]
+    if not vectors:
+        del rows[WITH_TEXTS]
     for name in settings.rows:
         if name not in rows:
             raise UnknownName("row", name, sorted(rows))

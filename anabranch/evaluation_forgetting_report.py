@@ -4,12 +4,23 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from anabranch.evaluation_forgetting import FACTORS, FINE_TUNED, FROZEN, OURS, REFITTED
+from anabranch.evaluation_forgetting import (
+    FACTORS,
+    FINE_TUNED,
+    FROZEN,
+    OURS,
+    RECALLING,
+    REFITTED,
+    REPLAY,
+    WITH_TEXTS,
+)
 from anabranch.report import Bullets, Line, Plot, Report, Section, Table, Text, protocol_table
 
 NAMES = {
     OURS: "ours (blend)",
     FACTORS: "MF alone",
+    WITH_TEXTS: "MF with texts: rows start at their texts",
+    RECALLING: f"MF with replay: {REPLAY} likes a user",
     FROZEN: "frozen: ours, first window only",
     FINE_TUNED: "fine-tune only: river BiasedMF, user rows",
     REFITTED: "refit: EASE at the end of each window",

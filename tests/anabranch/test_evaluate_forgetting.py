@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -14,6 +15,7 @@ from anabranch.evaluation_forgetting import (
     quick,
 )
 from anabranch.evaluation_forgetting_report import compose, findings
+from anabranch.evaluation_stream import Texts
 from anabranch.report import to_html, to_markdown
 from common.datasets.synthetic import SyntheticSpec, make_synthetic
 from common.errors import UnknownName
@@ -30,7 +32,7 @@ def payload() -> dict[str, Any]:
 
 
 def test_every_row_has_its_matrix(payload: dict[str, Any]) -> None:
-    assert list(payload["rows"]) == ["ours", "mf", "frozen", "fine_tune", "refit"]
+    assert list(payload["rows"]) == ["ours", "mf", "mf_replay", "frozen", "fine_tune", "refit"]
     assert payload["controls"] == ["frozen", "fine_tune", "refit"]
     for name, row in payload["rows"].items():
         assert [len(cells) for cells in row["matrix"]] == [3, 3, 3]
@@ -61,7 +63,9 @@ def test_the_report_says_what_is_worse_first(payload: dict[str, Any]) -> None:
         "rows": {**payload["rows"], "ours": {**payload["rows"]["ours"], "backward": measure}},
     }
     sentences, bad = findings(turned)
-    assert sentences[0] == "Recall at the end WORSE than that of MF alone, frozen, fine-tune only, refit."
+    assert (
+        sentences[0] == "Recall at the end WORSE than that of MF alone, MF with replay, frozen, fine-tune only, refit."
+    )
     assert sentences[-1].startswith("Ours forgets old windows: backward transfer -0.1500")
     assert bad == frozenset(range(len(sentences)))
 
@@ -76,6 +80,18 @@ def test_only_the_rows_that_are_wanted() -> None:
         evaluate_forgetting(
             make_synthetic(few, seed=0), ForgettingEvaluationSettings(ease_most_items=5, rows=("refit",))
         )
+
+
+def test_texts_are_a_row_of_their_own() -> None:
+    few = make_synthetic(SyntheticSpec(users=20, items=30, events=600), seed=0)
+    rng = np.random.default_rng(0)
+    texts = Texts({item: rng.standard_normal(8) for item in few.catalogue.ids}, "made up")
+    settings = ForgettingEvaluationSettings(ForgettingSettings(windows=2), rows=("mf_texts",))
+    rows = evaluate_forgetting(few, settings, texts).as_json()["rows"]
+    assert set(rows) == {"ours", "mf_texts"}
+    assert rows["mf_texts"]["average"]["value"] > 0
+    with pytest.raises(UnknownName, match="row 'mf_texts'"):
+        evaluate_forgetting(few, settings)
 
 
 def test_the_quick_one_takes_fewer_events() -> None:
