@@ -43,7 +43,8 @@ class Blend(PartRanker):
     $s_k = \sum_m w_{b m} z_{m k}$, one $w_b \ge 0$ for each bucket b of the length of the history (`BUCKETS`). Each
     liked event is one step on $(1 - p^q) / q$, p being the softmax of its item among all that may be shown: between
     likelihood (q to 0), which listens to hopeless events most, and the chance of a hit (q = 1). Then each member
-    learns the event. Weights come from what the members said before it.
+    learns the event. Weights come from what the members said before it. What was tried and not liked (`try_one`) is no
+    step of these, and the neighbours' alone.
 
     Members: `Neighbours`; factors with a content prior (`stream.learner.factors.FactorsPart`); likeness of texts, as
     `Content`; `DecayedPopularity`. Without `describe` there is no content, and the others go on.
