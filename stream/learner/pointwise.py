@@ -18,6 +18,10 @@ MOST = np.float32(100.0)
 """No entry of a row grows beyond it, so that a wild value makes no row infinite."""
 
 
+FOLD_PENALTY = 1.0
+"""Of the squares of a row that is folded from a history: one liked item of length 1 goes half of the way."""
+
+
 class ValueRows(NamedTuple):
     """Rows of users or of items: float32 [n, k] factors and float32 [n] bias."""
 
@@ -133,6 +137,17 @@ def learn_values(
     return log_size
 
 
+def folded_row(factors: np.ndarray) -> np.ndarray:
+    r"""Return the p, float32 [k], that makes each liked item worth one more than it is to all: by ridge regression.
+
+    ``argmin_p sum_h (1 - p . q_h)^2 + |p|^2`` over the rows q of the history, float32 [h, k]; zeros for none.
+    """
+    wide = factors.astype(np.float64)
+    gram = wide.T @ wide + FOLD_PENALTY * np.eye(wide.shape[1])
+    row: np.ndarray = np.linalg.solve(gram, wide.sum(axis=0)).astype(np.float32)
+    return row
+
+
 class PointwiseMF(ArrayRanker):
     r"""Biased matrix factorisation, learned value by value: river's `BiasedMF` with arrays for dictionaries.
 
@@ -142,8 +157,8 @@ class PointwiseMF(ArrayRanker):
     It is the learner for ratings: y is what is predicted, above 0 it also counts as liked, for histories and for
     `top_k`. Where all events are likes there is nothing to tell apart; `negatives` then adds unseen items as zeros.
     Unlike the other learners it has a row for each user, which starts from a stable hash of seed and id with the
-    user's first event, and moves with the rows of items: a stranger's history counts for nothing, and what a user gets
-    depends on what others did between.
+    user's first event, and moves with the rows of items: what a user gets depends on what others did between. A history
+    given for a stranger is folded in by least squares, see `folded_row`; nothing of it stays.
 
     Parameters
     ----------
@@ -295,9 +310,11 @@ class PointwiseMF(ArrayRanker):
         return scored
 
     def _reader(self, user: int) -> tuple[np.float32, np.ndarray]:
-        """Return a user's bias and factors; zeros for a stranger."""
+        """Return a user's bias and factors; zeros for a stranger, whose history is folded in where it was given."""
         if user < 0:
             return np.float32(0.0), self._nobody
+        if user >= self.n_users:
+            return np.float32(0.0), folded_row(self._items.factors[self._history(user)])
         return self._valued.bias[user], self._valued.factors[user]
 
     def predict_one(self, user: str, item: str, x: Mapping[str, object] | None = None) -> float:

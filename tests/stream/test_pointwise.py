@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from river import optim, reco
+from sklearn.linear_model import Ridge
 
 from common.errors import InvalidSetting
-from stream.learner.pointwise import PointwiseMF
+from stream.learner.pointwise import FOLD_PENALTY, PointwiseMF, folded_row
 from tests.oracles.pointwise import PlainPointwise
 
 _events = st.lists(
@@ -85,6 +86,31 @@ def test_with_negatives_likes_alone_tell_groups_apart() -> None:
     for side in "01":
         best = [item for item, _ in model.top_k(f"{side} user 3", 5)]
         assert all(item.startswith(side) for item in best)
+
+
+def test_a_stranger_is_folded_from_the_history_of_the_question() -> None:
+    model, rng = PointwiseMF(negatives=5, seed=1), np.random.default_rng(0)
+    for _ in range(3_000):
+        group = rng.integers(2)
+        model.learn_one(f"{group} user {rng.integers(30)}", f"{group} item {rng.integers(40)}")
+    before = model.state_sha256()
+    for side in "01":
+        best = [item for item, _ in model.top_k("stranger", 5, history=[f"{side} item {n}" for n in (3, 7, 11)])]
+        assert all(item.startswith(side) for item in best)
+    assert model.state_sha256() == before
+    assert model.user_row("stranger") is None
+
+
+@given(liked=st.integers(0, 12), factors=st.integers(1, 6), seed=st.integers(0, 99))
+def test_the_fold_is_the_ridge_of_scikit_learn(liked: int, factors: int, seed: int) -> None:
+    rows = np.random.default_rng(seed).standard_normal((liked, factors)).astype(np.float32)
+    found = folded_row(rows)
+    assert found.dtype == np.float32
+    if not liked:
+        assert not found.any()
+        return
+    expected = Ridge(alpha=FOLD_PENALTY, fit_intercept=False).fit(rows.astype(np.float64), np.ones(liked)).coef_
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_wild_values_leave_it_finite() -> None:
