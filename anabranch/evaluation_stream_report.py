@@ -50,12 +50,12 @@ def findings(payload: Mapping[str, Any]) -> tuple[list[str], frozenset[int]]:
     sentences: list[str] = []
     bad: set[int] = set()
     told = [
-        ("the control", payload["controls"], payload["against"]),
-        ("the member", payload["members"], payload["against"]),
+        ("", "control", payload["controls"], payload["against"]),
+        ("", "member", payload["members"], payload["against"]),
     ]
     if payload["against_likes_only"] is not None:
-        told.append(("(when told likes only) the control", payload["controls"], payload["against_likes_only"]))
-    for kind, names, against in told:
+        told.append(("Told likes only: ", "control", payload["controls"], payload["against_likes_only"]))
+    for when, kind, names, against in told:
         worse: list[str] = []
         better: list[str] = []
         level: list[str] = []
@@ -64,11 +64,11 @@ def findings(payload: Mapping[str, Any]) -> tuple[list[str], frozenset[int]]:
             (worse if high < 0 else better if low > 0 else level).append(label(name).removeprefix("member: "))
         if worse:
             bad.add(len(sentences))
-            sentences.append(f"WORSE than {kind} {' and '.join(worse)}.")
+            sentences.append(f"{when}WORSE than the {kind} {' and '.join(worse)}.")
         if level:
-            sentences.append(f"Not told apart from {kind} {', '.join(level)}.")
+            sentences.append(f"{when}Not told apart from the {kind} {', '.join(level)}.")
         if better:
-            sentences.append(f"Better than {kind} {', '.join(better)}.")
+            sentences.append(f"{when}Better than the {kind} {', '.join(better)}.")
     if WITHOUT_CONTENT in payload["against"]:
         found = payload["against"][WITHOUT_CONTENT]
         low, high = found["ci95"]
