@@ -50,9 +50,9 @@ class Check:
 
 
 def doctor(
-    store: Annotated[Path, typer.Option(help="Folder of models to look at; it need not exist yet.")] = Path(
-        "anabranch-store"
-    ),
+    store: Annotated[
+        str, typer.Option(help="Folder of models to look at, or an address; it need not exist yet.")
+    ] = "anabranch-store",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Check this machine: Python, packages, encoder, device, broker, data, disk and store.
@@ -78,7 +78,7 @@ def doctor(
         raise typer.Exit(1)
 
 
-def looks_at(store: Path) -> dict[str, Callable[[], Check]]:
+def looks_at(store: str) -> dict[str, Callable[[], Check]]:
     """Return the checks by name, in the order in which one depends on another."""
     return {
         "python": check_python,
@@ -87,7 +87,7 @@ def looks_at(store: Path) -> dict[str, Callable[[], Check]]:
         "device": check_device,
         "broker": check_broker,
         "data": check_data,
-        "disk": lambda: check_disk(store),
+        "disk": lambda: check_disk(Path() if "://" in store else Path(store)),
         "store": lambda: check_store(store),
     }
 
@@ -197,12 +197,13 @@ def check_disk(store: Path, least: int = LEAST_FREE_BYTES) -> Check:
     return Check("disk", ok, found, "" if ok else f"have {least / 1e9:.1f} GB free, or choose another --store")
 
 
-def check_store(store: Path) -> Check:
+def check_store(store: Path | str) -> Check:
     """Open the store and re-hash the version that would be served; none at all is well, too."""
     from common.errors import NoModel
     from server.registry import CURRENT, Registry
+    from server.storage import is_remote
 
-    if not store.exists():
+    if not is_remote(store) and not Path(store).exists():
         return Check("store", True, f"none at {store} yet")
     try:
         registry = Registry.open(store)

@@ -11,6 +11,11 @@ from server.storage.remote import RemoteStorage
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://")
 
 
+def is_remote(address: Path | str) -> bool:
+    """Tell whether an address, as a person types it, is no local folder."""
+    return isinstance(address, str) and _ADDRESS.match(address) is not None
+
+
 def storage_at(address: Path | str) -> Storage:
     """Return the storage at a folder or an address like ``s3://bucket/prefix``; nothing is read.
 
@@ -21,8 +26,8 @@ def storage_at(address: Path | str) -> Storage:
     StoreError
         When an address needs a package that is not installed.
     """
-    if isinstance(address, str) and _ADDRESS.match(address):
-        return RemoteStorage(address)
+    if is_remote(address):
+        return RemoteStorage(str(address))
     folder = Path(address)
     # a command that takes a folder gets s3://bucket as the relative path s3:/bucket
     if folder.parts and re.fullmatch(r"[a-z][a-z0-9+.-]+:", folder.parts[0]):

@@ -118,6 +118,7 @@ def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
 def test_a_store_is_looked_at(store: Path, tmp_path: Path) -> None:
     assert check_store(store) == Check("store", True, "1 version of toy, v1 is current and whole")
     assert check_store(tmp_path / "none").ok
+    assert "memory://none/yet is no model store" in check_store("memory://none/yet").found
     assert "no model store" in check_store(tmp_path).found
 
 
