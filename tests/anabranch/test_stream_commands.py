@@ -96,6 +96,17 @@ def test_what_the_pointwise_learner_cannot_do_is_refused(tmp_path: Path) -> None
             run("stream", "learn", "--store", str(tmp_path), "--learner", "pointwise", *option)
 
 
+def test_replay_is_a_setting_of_the_learner(servers: str, tmp_path: Path) -> None:
+    where = ["--bootstrap-servers", servers]
+    run("stream", "produce", "--data", DATA, "--limit", "50", *where)
+    learn = ["stream", "learn", *where, "--store", str(tmp_path), "--until-events", "50", "--factors", "8"]
+    learned = run_json(*learn, "--replay", "4")
+    again = run_json(*learn, "--replay", "4")
+    assert again["state_sha256"] == learned["state_sha256"]
+    with pytest.raises(CheckpointMismatch, match='"replay":4'):
+        run(*learn)
+
+
 def test_limit_and_start(servers: str) -> None:
     part = ["--limit", "25", "--start-at", "100"]
     sent = run_json("stream", "produce", "--data", DATA, "--bootstrap-servers", servers, *part)
