@@ -2,7 +2,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check format lint types imports dependencies test-fast test-slow bench bench-federated bench-stream clean
+.PHONY: help venv demo test check format lint types imports dependencies test-fast test-slow test-faults bench bench-federated bench-stream clean
 
 # the first supported Python that is there and starts; `make demo PYTHON=/path/to/python3.12` overrides it
 PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3 python; do \
@@ -48,6 +48,9 @@ dependencies: $(VENV)/.installed-dev
 
 test-fast: $(VENV)/.installed-dev  ## The tests alone, with the examples in the docstrings
 	$(TEST_ENV) $(BIN)/python -m pytest --doctest-modules -m "not slow" tests $(PACKAGES)
+
+test-faults: $(VENV)/.installed-dev  ## Kill workers, producers and brokers while events flow (Apache Kafka where it is found)
+	$(TEST_ENV) $(BIN)/python -m pytest tests/integration/faults tests/stream/test_lost.py tests/stream/test_journal.py
 
 test-slow: $(VENV)/.installed-dev  ## The tests that take minutes
 	$(TEST_ENV) $(BIN)/python -m pytest -m slow tests

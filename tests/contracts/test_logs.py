@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from kafka import TopicPartition
@@ -19,6 +20,11 @@ CANNOT = {
     ("embedded", "ends"): "the ends that it tells are too low",
     ("embedded", "fencing"): "a second transactional writer of a name ends the connections of both",
 }
+
+
+def test_the_document_has_the_same_list() -> None:
+    document = (Path(__file__).resolve().parents[2] / "docs" / "operations.md").read_text("utf-8")
+    assert not [reason for reason in CANNOT.values() if reason not in document]
 
 
 class Case:
