@@ -1,5 +1,6 @@
 """Kafka behind `stream.source`'s protocols, by kafka-python: the default way to any broker."""
 
+import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -28,6 +29,14 @@ _RECONNECT_MS = 1000
 """A broker that comes back is found within this; kafka-python alone waits up to half a minute."""
 
 
+_LOGS_BYTES = ("kafka.net.connection", "kafka.net.transport", "kafka.protocol.parser", "kafka.net.sasl")
+"""Loggers of kafka-python that write requests, a password's among them, at level DEBUG."""
+
+
+def _no_bytes(record: logging.LogRecord) -> bool:
+    return record.levelno > logging.DEBUG
+
+
 def partition_of(key: str, partitions: int) -> int:
     """Return the key's partition as Kafka's own clients choose it (murmur2)."""
     return int(murmur2(key.encode()) & 0x7FFFFFFF) % partitions
@@ -50,6 +59,9 @@ class KafkaLog:
 
     def __post_init__(self) -> None:
         check_bootstrap(self.servers)
+        if self.security.password is not None:
+            for name in _LOGS_BYTES:  # a filter that is there already is not added again
+                logging.getLogger(name).addFilter(_no_bytes)
 
     @property
     def address(self) -> str:
