@@ -5,7 +5,7 @@ Layout::
     store.json                 what the store was made for
     catalogue.jsonl            the items, one a line, in the order of all item arrays
     versions/<version>/        immutable: files and a manifest with their SHA-256s
-    pointers/<name>            one line: the version that the name stands for ("current", "champion", "candidate")
+    pointers/<name>            the version that the name stands for ("current", "champion", ...), and a check
 
 A version is visible only once it is whole (written aside, synced, renamed), and a pointer is replaced in one step. So a
 reader, or whoever comes after a crash, finds the old state or the new one. So much for a local folder; how other places

@@ -1,6 +1,7 @@
 """`anabranch model`: which versions there are, whether they are whole, and what the names stand for."""
 
 import json
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -10,7 +11,7 @@ from rich.table import Table
 
 from anabranch.commands import model_lifecycle
 from anabranch.output import Output
-from common.errors import NoModel, StoreError
+from common.errors import ArtifactCorrupt, NoModel, StoreError
 
 if TYPE_CHECKING:
     from common.manifests import Manifest
@@ -163,14 +164,22 @@ def _verify_all(registry: "Registry", *, as_json: bool) -> None:
             found[name] = {"ok": True, "files": len(registry.verify(name).files)}
         except StoreError as error:
             found[name] = {"ok": False, "error": str(error)}
-    lost = {name: version for name, version in registry.pointers().items() if version not in found}
+    lost = {}
+    for name in registry.storage.pointers():
+        try:
+            version = registry.pointer(name)
+        except ArtifactCorrupt as error:
+            lost[name] = str(error)
+        else:
+            if version is not None and version not in found:
+                lost[name] = f"stands for {version}, which is not there"
     ok = not lost and all(row["ok"] for row in found.values())
 
     def table(console: Console) -> None:
         for name, row in found.items():
             console.print(f"{name}: {row['files']} files are as published" if row["ok"] else escape(row["error"]))
-        for name, version in lost.items():
-            console.print(escape(f"{name} stands for {version}, which is not there"))
+        for name, reason in lost.items():
+            console.print(escape(f"{name}: {reason}"))
 
     Output(as_json=as_json).result({"ok": ok, "versions": found, "lost_pointers": lost}, table)
     if not ok:
@@ -188,7 +197,9 @@ def _manifest(registry: "Registry", version: str) -> "Manifest":
 
 
 def _move(registry: "Registry", name: str, version: str, *, as_json: bool) -> None:
-    before = registry.pointer(name)
+    before = None
+    with suppress(ArtifactCorrupt):  # moving a damaged name mends it
+        before = registry.pointer(name)
     checked = registry.verify(version)
     registry.point(name, checked.version)
     payload = {name: checked.version, "before": before}

@@ -1,5 +1,6 @@
 """What the registry needs of the place where a store lies. Every storage passes the laws of `tests/contracts/`."""
 
+import hashlib
 from collections.abc import Mapping
 from typing import Protocol
 
@@ -96,10 +97,24 @@ class Storage(Protocol):
 
 
 def decoded_pointer(raw: bytes) -> str:
-    """Return the version that a pointer's content names; `UnicodeDecodeError` when it is no text."""
-    return raw.decode("utf-8").strip()
+    """Return the version that a pointer's content names.
+
+    Raises
+    ------
+    ValueError
+        When it is no text, or its check does not fit the name: a flipped digit would name another version.
+    """
+    words = raw.decode("utf-8").split()
+    # a name alone is what a person, or a store of before, wrote
+    if not 1 <= len(words) <= 2 or words[1:] not in ([], [_check(words[0])]):
+        raise ValueError(f"{raw[:60]!r} is not a version and its check")
+    return words[0]
 
 
 def encoded_pointer(version: str) -> bytes:
-    """Return a pointer's content."""
-    return version.encode() + b"\n"
+    """Return a pointer's content: the version and a check of its name."""
+    return f"{version} {_check(version)}\n".encode()
+
+
+def _check(version: str) -> str:
+    return hashlib.sha256(version.encode()).hexdigest()[:16]

@@ -103,7 +103,7 @@ class LocalStorage:
             return decoded_pointer(path.read_bytes())
         except FileNotFoundError:
             return None
-        except (OSError, UnicodeDecodeError) as error:
+        except (OSError, ValueError) as error:
             raise ArtifactCorrupt(f"pointer {path} cannot be read: {error}", mend="anabranch model promote") from error
 
     def point(self, name: str, version: str) -> bool:

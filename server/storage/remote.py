@@ -154,7 +154,7 @@ class RemoteStorage:
             return decoded_pointer(self.read(f"{POINTERS}/{name}"))
         except FileNotFoundError:
             return None
-        except (OSError, UnicodeDecodeError) as error:
+        except (OSError, ValueError) as error:
             raise ArtifactCorrupt(
                 f"pointer {self._address}/{POINTERS}/{name} cannot be read: {error}", mend="anabranch model promote"
             ) from error
@@ -163,7 +163,9 @@ class RemoteStorage:
         """Let a name stand for a version, and take it back when somebody is removing that."""
         if not self._stays(version):
             return False
-        before = self.pointer(name)
+        before = None
+        with suppress(ArtifactCorrupt):  # moving a damaged pointer mends it
+            before = self.pointer(name)
         self.write(f"{POINTERS}/{name}", encoded_pointer(version))
         if self._stays(version):
             return True

@@ -192,13 +192,32 @@ def test_verify_all_names_every_damage_and_ends_with_1(registry: Registry) -> No
     found = json.loads(result.stdout)
     assert [name for name, row in found["versions"].items() if not row["ok"]] == ["v3"]
     assert "manifest.json has SHA-256" in found["versions"]["v3"]["error"]
-    assert found["lost_pointers"] == {"champion": "v9"}
+    assert found["lost_pointers"] == {"champion": "stands for v9, which is not there"}
     table = invoke("verify", "--all", "--store", str(registry.root))
     assert table.exit_code == 1
-    assert "champion stands for v9, which is not there" in table.stdout
+    assert "champion: stands for v9, which is not there" in table.stdout
     for command in (("verify", "v3"), ("promote", "v3"), ("show", "v3"), ("export", "v3")):
         with pytest.raises(ArtifactCorrupt, match=r"manifest\.json has SHA-256"):
             run(*command, "--store", str(registry.root))
+
+
+@pytest.mark.parametrize("remote", [False, True])
+def test_a_damaged_name_is_found_and_mended_by_promoting(registry: Registry, tmp_path: Path, remote: bool) -> None:
+    address = str(registry.root)
+    if remote:
+        address = f"memory://{tmp_path.name}/damaged"
+        run("copy", "v2", "--to", address, "--store", str(registry.root))
+        run("promote", "v2", "--store", address)
+    storage = Registry.open(address).storage
+    storage.write("pointers/current", storage.read("pointers/current").replace(b"v2", b"v3"))
+    result = invoke("verify", "--all", "--json", "--store", address)
+    assert result.exit_code == 1
+    assert "is not a version and its check" in json.loads(result.stdout)["lost_pointers"]["current"]
+    for command in (("list",), ("show",), ("rollback",), ("gc",)):
+        with pytest.raises(ArtifactCorrupt, match="to mend it: anabranch model promote"):
+            run(*command, "--store", address)
+    assert run_json("promote", "v2", "--store", address) == {"current": "v2", "before": None}
+    assert run_json("verify", "--all", "--store", address)["ok"] is True
 
 
 def test_an_error_is_one_line_on_stderr_and_exit_1(tmp_path: Path) -> None:

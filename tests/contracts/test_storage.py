@@ -6,6 +6,7 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -78,6 +79,27 @@ def test_names_move_and_stand_for_what_is_there(place: Place) -> None:
     assert not storage.point("current", "v3")
     again = place.storage()
     assert {name: again.pointer(name) for name in again.pointers()} == {"champion": "v2", "current": "v2"}
+
+
+def test_a_flipped_bit_never_makes_a_name_stand_for_another_version(place: Place) -> None:
+    storage = place.storage()
+    for version in ("v000002", "v000003"):
+        storage.publish(version, {}, manifest_of(version))
+    storage.point("current", "v000002")
+    whole = storage.read("pointers/current")
+    for bit in range(8 * len(whole)) if place.kind != "s3" else [8 * 6]:
+        flipped = bytearray(whole)
+        flipped[bit // 8] ^= 1 << bit % 8
+        storage.write("pointers/current", bytes(flipped))
+        with suppress(ArtifactCorrupt):
+            # another kind of white space at the end changes nothing
+            assert storage.pointer("current") == "v000002" or not storage.has(str(storage.pointer("current")))
+    storage.write("pointers/current", b"v000003\n")
+    assert storage.pointer("current") == "v000003", "a name alone, as a person writes it"
+    for nonsense in (b"", b"v000003 v000002\n", b"a b c", b"\xff"):
+        storage.write("pointers/current", nonsense)
+        with pytest.raises(ArtifactCorrupt, match=r"pointer .*current cannot be read"):
+            storage.pointer("current")
 
 
 def test_what_a_name_stands_for_is_not_removed(place: Place) -> None:
@@ -202,7 +224,8 @@ def test_of_processes_that_publish_at_once_one_wins_and_the_others_are_told(plac
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("place", "rounds"), [("local", 3000), ("s3", 300)], indirect=["place"], ids=["local", "s3"])
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(("place", "rounds"), [("local", 1000), ("s3", 150)], indirect=["place"], ids=["local", "s3"])
 def test_of_processes_that_publish_at_once_one_wins_many_times(place: Place, rounds: int) -> None:
     race(place, rounds)
 

@@ -174,4 +174,4 @@ def test_kill_9_at_random_instants_leaves_a_whole_current(tmp_path: Path) -> Non
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_kill_9_at_random_instants_for_long(tmp_path: Path) -> None:
-    kill_publishers(tmp_path, 4000)
+    kill_publishers(tmp_path, 1000)

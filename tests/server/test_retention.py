@@ -179,7 +179,7 @@ def run_together(address: str, rounds: int) -> dict[str, int]:
             process.stdin.write("go\n")
             process.stdin.flush()
         for role, process in zip(roles, processes, strict=True):
-            out, err = process.communicate(timeout=240)
+            out, err = process.communicate(timeout=1500)
             assert process.returncode == 0, err
             counts[role] = counts.get(role, 0) + int(out)
         return counts
@@ -209,8 +209,9 @@ def test_collectors_beside_a_publisher_and_a_reader(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_collectors_beside_a_publisher_and_a_reader_for_long(tmp_path: Path) -> None:
-    check_beside_others(tmp_path, 3000)
+    check_beside_others(tmp_path, 1000)
 
 
 def test_a_version_that_is_taken_up_meanwhile_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
