@@ -11,7 +11,7 @@ from stream.learner.base import ArrayRanker
 from stream.learner.freeze import frozen_snapshot
 from stream.learner.haste import Haste, hastened
 from stream.learner.kernels import ItemRows, Rule, Scratch, fold, learn_event, learn_events, score_all, step_liked
-from stream.learner.parts import check_counts, check_rates
+from stream.learner.parts import check_counts, check_rates, decay_of
 from stream.learner.prior import ContentPrior
 from stream.learner.reservoir import Reservoir
 from stream.learner.retention import Retention
@@ -134,15 +134,11 @@ class MF(ArrayRanker):
         self._item_arrays |= {
             "history": np.zeros((0, n_factors), dtype=np.float32),
             "factors": np.zeros((0, n_factors), dtype=np.float32),
-            "bias": np.zeros(0, dtype=np.float32),
-            "history_sum": np.zeros(0, dtype=np.float32),
-            "factors_sum": np.zeros(0, dtype=np.float32),
-            "bias_sum": np.zeros(0, dtype=np.float32),
+            **{name: np.zeros(0, dtype=np.float32) for name in ("bias", "history_sum", "factors_sum", "bias_sum")},
             **self._prior.item_arrays(),
         }
-        decay = np.exp(-np.arange(window, dtype=np.float32) / np.float32(recency)).astype(np.float32)
         self._rule = Rule(
-            decay,
+            decay_of(window, recency),
             np.float32(lr),
             np.float32(bias_lr),
             np.float32(dislike),
