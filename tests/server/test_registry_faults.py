@@ -135,7 +135,8 @@ for death in range(deaths):
         work(1000 * (death + 1))
     time.sleep(moments.uniform(0.0, span))
     os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status), "the publisher failed by itself"
     opened = Registry.open(root)
     current = opened.current()
     assert opened.verify(CURRENT) == current, death
