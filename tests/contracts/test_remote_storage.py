@@ -125,6 +125,46 @@ def test_what_makes_a_version_is_put_only_where_nothing_is(place: Place) -> None
     assert storage._claim("versions/v1/published", b"first")
 
 
+class UnconditionalFiles:
+    """A file system that knows no condition, as most of fsspec's: the last put stays."""
+
+    def __init__(self, files: object) -> None:
+        self._files = files
+
+    def __getattr__(self, name: str) -> object:
+        def put(path: str, content: bytes, mode: str = "overwrite") -> object:
+            return getattr(self._files, name)(path, content)
+
+        return put if name == "pipe_file" else getattr(self._files, name)
+
+
+@pytest.mark.parametrize("place", ["memory"], indirect=True)
+def test_without_conditions_both_may_win_and_the_version_is_whole(place: Place) -> None:
+    winners = set()
+    for seed in range(60):
+        turns = Turns(seed)
+
+        def publish_stepped(mark: int, turns: Turns = turns, seed: int = seed) -> bool:
+            mine = RemoteStorage(f"{place.address}/{seed}")
+            mine._files = SteppedFiles(UnconditionalFiles(mine._files), turns)
+            try:
+                mine.publish("v1", {"a": bytes([mark]), "b": bytes([mark])}, manifest_of("v1"))
+            except FileExistsError:
+                return False
+            finally:
+                turns.end()
+            return True
+
+        with ThreadPoolExecutor(2) as pool:
+            won = tuple(done.result(30) for done in [pool.submit(publish_stepped, mark) for mark in range(2)])
+        storage = RemoteStorage(f"{place.address}/{seed}")
+        (content,) = {storage.read_file("v1", name) for name in "ab"}
+        assert won[content[0]], "what is there is the version of one who believes it"
+        assert storage.manifest("v1").version == "v1"
+        winners.add(won)
+    assert winners == {(True, False), (False, True), (True, True)}
+
+
 class Cut(BaseException):
     """The process ends here."""
 
