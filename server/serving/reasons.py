@@ -85,7 +85,7 @@ def _one(
             named[0][1][kind] = named[0][1].get(kind, 0.0) + share.pop(kind)
     count = int(bundle.counts[row])
     words: tuple[tuple[MemberKind, str], ...] = (
-        ("neighbours", "liked together with your other items"),
+        ("neighbours", f"liked together with {'your other' if named else 'your'} items"),
         ("factors", "what else the clicks say" if named else "what the clicks say"),
         ("text", "like your other recent items" if named else "like your recent items"),
         ("query", "close to your query"),
