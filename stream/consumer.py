@@ -22,8 +22,8 @@ from common.events import decode_event
 from common.progress import Progress, silent
 from stream.breaker import HOLD_S, Breaker
 from stream.checkpoint import CheckpointStore
+from stream.connect import open_log
 from stream.deadletter import FLUSH_WITHIN_S, DeadLetter, DeadLetters, attempts_of
-from stream.kafka_log import KafkaLog
 from stream.learner.blend import Blend
 from stream.meter import Meter, Unwatched
 from stream.settings import LearnReport, WorkerSettings
@@ -97,7 +97,7 @@ class StreamWorker:
             dedup_window=settings.dedup_window,
             decode=decode,
         )
-        self._log: Log = log or KafkaLog(settings.servers, settings.security)
+        self._log: Log = log or open_log(settings.servers, settings.security, settings.client)
         self._items, self._texts = items, texts
         self._stopping, self._notice, self._progress, self._clock = stopping, notice, progress, clock
         self._meter: Meter = meter or Unwatched()

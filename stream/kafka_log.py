@@ -21,8 +21,6 @@ LINGER_MS = 20
 BATCH_BYTES = 256 * 1024
 POLL_RECORDS = 5000
 FETCH_BYTES = 4 * 1024 * 1024
-LOOK_UP_MS = 2500
-"""How long a look at the topic may take while working: a worker that is told to stop must not hang in it."""
 TRANSACTION_MS = 10_000
 """A transaction whose writer died is undone after this; until then readers wait before it."""
 _RECONNECT_MS = 1000
@@ -123,7 +121,7 @@ class KafkaSource:
 
     def topic(self) -> TopicInfo | None:
         """Look the topic up now, over a connection of its own: the broker may be another by now."""
-        with admin_client(self._log.servers, self._log.security, LOOK_UP_MS) as client:
+        with admin_client(self._log.servers, self._log.security, topics.LOOK_UP_MS) as client:
             return describe(client, self._topic)
 
     def assign(self, positions: Mapping[int, int | None]) -> None:

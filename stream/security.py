@@ -137,6 +137,21 @@ class Security:
             }
         return options
 
+    def librdkafka_options(self) -> dict[str, Any]:
+        """Return the options as librdkafka names them; secrets are in the clear, so only a client may get them."""
+        found: dict[str, Any] = {
+            "security.protocol": self.protocol,
+            "ssl.ca.location": _text(self.ca_file),
+            "ssl.certificate.location": _text(self.certificate_file),
+            "ssl.key.location": _text(self.key_file),
+            "ssl.key.password": self.key_password.reveal() if self.key_password else None,
+            "ssl.endpoint.identification.algorithm": None if self.check_hostname else "none",
+            "sasl.mechanism": self.mechanism,
+            "sasl.username": self.user,
+            "sasl.password": self.password.reveal() if self.password else None,
+        }
+        return {name: value for name, value in found.items() if value is not None}
+
 
 PLAIN = Security()
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from common.errors import InvalidSetting, UnknownName
+from stream.connect import Client
 from stream.security import PLAIN, Security
 from stream.topics import check_bootstrap, check_topic
 
@@ -50,6 +51,8 @@ class WorkerSettings:
         `stream.breaker`.
     security
         What the broker asks for.
+    client
+        The library that speaks to it: "kafka-python", or "librdkafka" where the extra `fast` is installed.
     """
 
     servers: str
@@ -70,6 +73,7 @@ class WorkerSettings:
     bad_share: float = 0.5
     bad_window: int = 200
     security: Security = PLAIN
+    client: Client = "kafka-python"
 
     def __post_init__(self) -> None:
         check_bootstrap(self.servers)

@@ -22,6 +22,9 @@ from stream.source import TopicInfo
 ANSWER_WITHIN_MS = 10_000
 """How long a broker may take to answer at all; kafka-python alone would wait half a minute."""
 
+LOOK_UP_MS = 2500
+"""How long a look at the topic may take while working: a worker that is told to stop must not hang in it."""
+
 DEAD_SUFFIX = ".dead"
 REPLAYED_SUFFIX = ".replayed"
 _TOPIC = re.compile(r"[A-Za-z0-9._-]{1,240}")

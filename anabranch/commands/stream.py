@@ -14,6 +14,7 @@ from anabranch.commands import stream_letters, stream_produce
 from anabranch.commands.stream_options import (
     SERVERS,
     TOPIC,
+    ClientOption,
     JsonFlag,
     LogOption,
     SecurityOption,
@@ -69,6 +70,10 @@ OnLostOption = Annotated[
     Literal["fail", "earliest", "latest"],
     typer.Option(help="When the broker no longer has the next event: fail, earliest or latest."),
 ]
+CatalogueOption = Annotated[
+    bool, typer.Option(help="Take every item of the store's catalogue for a candidate, where it has one.")
+]
+SecondsOption = Annotated[float, typer.Option(min=0.01, help="Seconds between two checkpoints, if that is sooner.")]
 BadShareOption = Annotated[
     float, typer.Option(min=0, max=1, help="Stop when more than this share of 200 records is bad; 1 never stops.")
 ]
@@ -84,20 +89,17 @@ def learn(
     servers: ServersOption = SERVERS,
     topic: TopicOption = TOPIC,
     store: StoreOption = STORE,
-    from_catalogue: Annotated[
-        bool, typer.Option(help="Take every item of the store's catalogue for a candidate, where it has one.")
-    ] = True,
+    from_catalogue: CatalogueOption = True,
     until_events: UntilOption = None,
     idle_timeout: IdleOption = None,
     checkpoint_every: Annotated[int, typer.Option(min=1, help="Events between two checkpoints.")] = 5000,
-    checkpoint_seconds: Annotated[
-        float, typer.Option(min=0.01, help="Seconds between two checkpoints, if that is sooner.")
-    ] = 5.0,
+    checkpoint_seconds: SecondsOption = 5.0,
     on_new_topic: OnNewTopicOption = "fail",
     on_lost_offset: OnLostOption = "fail",
     bad_share: BadShareOption = 0.5,
     metrics_port: MetricsOption = None,
     security: SecurityOption = None,
+    client: ClientOption = "kafka-python",
     log_format: LogOption = "text",
     evaluate_every: EvaluateOption = 1,
     learner: LearnerOption = "blend",
@@ -138,6 +140,7 @@ def learn(
             evaluate_every=evaluate_every,
             bad_share=bad_share,
             security=read_security(security),
+            client=client,
         )
         fresh = _fresh_learner(learner, factors, negatives, repeats, ttl_days, admit_at, drift_boost, replay, seed)
         report = _work(out, settings, fresh, from_catalogue, metrics_port)

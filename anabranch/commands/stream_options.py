@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -18,6 +18,10 @@ ServersOption = Annotated[str, typer.Option("--bootstrap-servers", help="Kafka's
 TopicOption = Annotated[str, typer.Option(help="Topic of the events.")]
 SecurityOption = Annotated[
     Path | None, typer.Option("--security", help="TOML file with the broker's TLS and SASL settings.")
+]
+ClientOption = Annotated[
+    Literal["kafka-python", "librdkafka"],
+    typer.Option(help="Library that speaks to Kafka; the extra `fast` has librdkafka."),
 ]
 LogOption = Annotated[LogFormat, typer.Option("--log-format", help="How stderr is written: text, or JSON lines.")]
 SERVERS = "127.0.0.1:9092"

@@ -12,6 +12,7 @@ from rich.console import Console
 from anabranch.commands.stream_options import (
     SERVERS,
     TOPIC,
+    ClientOption,
     JsonFlag,
     LogOption,
     SecurityOption,
@@ -61,6 +62,7 @@ def produce(
     action: ActionOption = None,
     seed: Annotated[int, typer.Option(help="Seed of a synthetic data set.")] = 0,
     security: SecurityOption = None,
+    client: ClientOption = "kafka-python",
     log_format: LogOption = "text",
     as_json: JsonFlag = False,
 ) -> None:
@@ -73,7 +75,7 @@ def produce(
       anabranch stream produce --data movielens-100k --limit 10000 --journal sent.json
       anabranch stream produce --data clicks.csv --user customer --item sku --time at --speed realtime
     """
-    from stream.kafka_log import KafkaLog
+    from stream.connect import open_log
     from stream.producer import parse_speed
     from stream.producer import produce as send
     from stream.security import read_security
@@ -82,7 +84,7 @@ def produce(
     quieten_kafka()
     with out.failing():
         times = parse_speed(speed)
-        log = KafkaLog(servers, read_security(security))
+        log = open_log(servers, read_security(security), client)
         events = _events_of(data, seed, _columns(user, item, time, value, action), out)
         with stop_on_signals() as stopping, out.progress() as progress:
             report = send(

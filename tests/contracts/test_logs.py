@@ -54,10 +54,17 @@ class Case:
                 client.delete_topics([topic])
 
 
-@pytest.fixture(params=["memory", "embedded", pytest.param("kafka", marks=pytest.mark.kafka)])
+@pytest.fixture(
+    params=["memory", "embedded", *(pytest.param(name, marks=pytest.mark.kafka) for name in ("kafka", "kafka-fast"))]
+)
 def case(request: pytest.FixtureRequest) -> Case:
     if request.param == "memory":
         return Case("memory", MemoryLog())
+    if request.param == "kafka-fast":
+        pytest.importorskip("confluent_kafka", reason="the extra `fast` is not installed")
+        from stream.fast_log import FastLog
+
+        return Case("kafka", FastLog(request.getfixturevalue("kafka")))
     return Case(request.param, KafkaLog(request.getfixturevalue(request.param)))
 
 

@@ -85,7 +85,7 @@ def test_the_partitions_leader_is_killed(
     servers = ",".join(node.servers for node in cluster)
     records = [encode_event(event) for event in some_events(TOTAL)]
     settings = settings_of(servers, topic, tmp_path / "store", TOTAL)
-    with Feeder(servers, topic, records, per_second=1000):
+    with Feeder(servers, topic, records, per_second=500):
         with admin_client(servers) as client:
             (found,) = client.describe_topics([topic])
         leader = int(found["partitions"][0]["leader_id"])
