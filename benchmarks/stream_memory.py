@@ -1,4 +1,4 @@
-"""Claim: a million users and 100,000 items stay within 1.5 GB, and a lesson costs hardly more after many than after few.
+"""Claim: a million users and 100,000 items stay within 1.5 GB; a lesson costs hardly more after many than after few.
 
 Memory: a child process fills a fresh learner, 64 factors in float32 and two likes a user, every item liked, and tells
 its peak resident memory, which includes the program itself (told apart as `empty`) and the moments in which arrays are
