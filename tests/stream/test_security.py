@@ -15,6 +15,7 @@ from cryptography.x509.oid import NameOID
 
 from common.errors import InvalidSetting, StreamError, UnknownName
 from common.events import encode_event
+from stream.connect import open_log
 from stream.consumer import StreamWorker, WorkerSettings
 from stream.kafka_log import KafkaLog
 from stream.producer import produce
@@ -63,6 +64,20 @@ def test_a_file_becomes_the_clients_options(tmp_path: Path) -> None:
         "sasl_plain_password": WORD,
     }
     assert read_security(tmp_path / "kafka.toml", {PASSWORD: "other"}).password == Secret("other")
+
+
+def test_the_faster_client_gets_the_same_settings(tmp_path: Path) -> None:
+    security = read_security(settings_file(tmp_path, SASL), {})
+    assert security.librdkafka_options() == {
+        "security.protocol": "SASL_SSL",
+        "ssl.ca.location": str(tmp_path / "ca.pem"),
+        "sasl.mechanism": "SCRAM-SHA-512",
+        "sasl.username": "learner",
+        "sasl.password": WORD,
+    }
+    assert PLAIN.librdkafka_options() == {"security.protocol": "PLAINTEXT"}
+    with pytest.raises(UnknownName, match="Kafka client"):
+        open_log("h:1", client="java")  # type: ignore[arg-type]
 
 
 def test_secrets_show_themselves_nowhere(tmp_path: Path) -> None:
@@ -179,6 +194,13 @@ def test_every_client_speaks_tls_and_says_who_it_is(
     assert report.state_sha256 == fed([encode_event(event) for event in events]).learner.state_sha256()
     assert [letter.offset for letter in read_letters(log, topic)] == [50]
     assert replay_letters(log, topic).replayed == 1
+    pytest.importorskip("confluent_kafka", reason="the extra `fast` is not installed")
+    fast = open_log(secured.servers, security, "librdkafka")
+    assert produce(events, log=fast, topic=f"{topic}-fast").acked == 50
+    settings = WorkerSettings(
+        secured.servers, f"{topic}-fast", tmp_path / "fast", until_events=50, security=security, client="librdkafka"
+    )
+    assert StreamWorker(settings, small_mf()).run().state_sha256 == report.state_sha256
     wrong = dataclasses.replace(security, password=Secret("wrong-word"))
     with pytest.raises(StreamError) as refused:
         KafkaLog(secured.servers, wrong).await_topic(topic, 0)

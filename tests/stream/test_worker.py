@@ -59,6 +59,18 @@ def test_it_learns_what_the_records_say(servers: str, topic: str, tmp_path: Path
     assert all(letter.value == records[int(letter.headers["source.offset"])] for letter in found)
 
 
+@pytest.mark.kafka
+def test_the_faster_client_learns_the_same(kafka: str, topic: str, tmp_path: Path) -> None:
+    pytest.importorskip("confluent_kafka", reason="the extra `fast` is not installed")
+    records, malformed = records_with_faults(TOTAL)
+    put(kafka, topic, records)
+    learn(kafka, topic, tmp_path, until_events=100, client="librdkafka")
+    report = learn(kafka, topic, tmp_path, until_events=TOTAL, client="librdkafka")
+    assert report.state_sha256 == fed(records).learner.state_sha256()
+    found = take(kafka, dead_topic(topic), len(malformed))
+    assert sorted(int(letter.headers["source.offset"]) for letter in found) == sorted(malformed)
+
+
 def test_serving_gets_what_was_learned(embedded: str, topic: str, tmp_path: Path) -> None:
     put(embedded, topic, [encode_event(event) for event in some_events(120)])
     report = learn(embedded, topic, tmp_path, checkpoint_events=30, items=("item-0", "never clicked"))
@@ -87,7 +99,7 @@ def test_it_goes_on_where_it_stopped(servers: str, topic: str, tmp_path: Path) -
     assert last.state_sha256 == fed(records).learner.state_sha256()
 
 
-@pytest.mark.parametrize("kind", ["mf", "blend"])
+@pytest.mark.parametrize("kind", ["blend"])  # mf: tests/integration/faults
 def test_killed_anywhere_it_ends_as_if_never_killed(embedded: str, topic: str, tmp_path: Path, kind: str) -> None:
     records, malformed = records_with_faults(TOTAL)
     put(embedded, topic, records)
