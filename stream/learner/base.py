@@ -394,19 +394,18 @@ class ArrayRanker(Ranker):  # type: ignore[misc]  # river has no types
                 scores, seen = self._scores(place), self._seen(place)
         else:
             scores, seen = self._scores(place), self._seen(place)
-        allowed = np.ones(len(scores), dtype=bool)
+        barred = seen if exclude_seen else seen[:0]
         if candidates is not None:
-            rows = [row for item in candidates if (row := self.item_row(item)) is not None]
-            allowed[:] = False
-            allowed[rows] = True
-        if exclude_seen:
-            allowed[seen] = False
-        # everything tied with the k-th best stays, so the ids decide among them
-        open_rows = best_rows(scores, allowed, k)
+            allowed = np.zeros(len(scores), dtype=bool)
+            allowed[[row for item in candidates if (row := self.item_row(item)) is not None]] = True
+            allowed[barred] = False
+            barred = np.flatnonzero(~allowed)
+        rows, values, tied = best_rows(scores, barred, k)
         ids = self._item_names
-        found = zip(open_rows.tolist(), scores[open_rows].tolist(), strict=True)
-        best = sorted((-score, ids[row]) for row, score in found)[:k]
-        return [(item, -score) for score, item in best]
+        found = [(ids[row], value) for row, value in zip(rows, values, strict=True)]
+        if tied:  # everything that ties with the k-th best is there, so the ids decide
+            found.sort(key=lambda each: (-each[1], each[0]))
+        return found[:k]
 
     def rank_of(
         self, user: str, item_row: int, k: int, *, exclude_seen: bool = True, among: np.ndarray | None = None
