@@ -63,10 +63,10 @@ def check(servers: str, topic: str, folder: Path, flow: Flow, kind: str) -> Lear
 
 def test_killed_at_every_step_and_at_some_instants(embedded: str, topic: str, tmp_path: Path) -> None:
     """The small one: some hundred events that are there already."""
-    flow = faulty_flow(500, seed=5)
+    flow = faulty_flow(300, seed=5)
     put(embedded, topic, flow.records)
     deaths = [f"{place}:{2 if place == 'rename' else 1}" for place in PLACES]
-    assert killed(embedded, topic, tmp_path / "killed", 500, "mf", [*deaths, "time:0.1"], 200) >= len(PLACES)
+    assert killed(embedded, topic, tmp_path / "killed", 300, "mf", [*deaths, "time:0.1"], 200) >= len(PLACES)
     check(embedded, topic, tmp_path, flow, "mf")
 
 
