@@ -22,7 +22,7 @@ app = typer.Typer(
 
 def _register() -> None:
     """Attach every command."""
-    from anabranch.commands import data, demo, doctor, evaluate, ledger, model, recommend, serve, simulate, stream
+    from anabranch.commands import data, demo, doctor, evaluate, keys, ledger, model, recommend, serve, simulate, stream
 
     app.command("demo")(demo.demo)
     app.command("simulate")(simulate.simulate)
@@ -33,6 +33,7 @@ def _register() -> None:
     app.add_typer(data.app, name="data")
     app.add_typer(stream.app, name="stream")
     app.add_typer(model.app, name="model")
+    app.add_typer(keys.app, name="keys")
     app.add_typer(ledger.app, name="ledger")
     app.add_typer(evaluate.app, name="evaluate")
 

@@ -98,6 +98,11 @@ class Recommender:
         k: int = 10,
         exclude_seen: bool = True,
         explain: bool = False,
+        *,
+        categories: Iterable[str] = (),
+        allow: Iterable[str] = (),
+        deny: Iterable[str] = (),
+        diversity: float = 0.0,
     ) -> Slate:
         """Recommend for a user, a history, a text, or any of them together; what is popular when none is given.
 
@@ -115,6 +120,12 @@ class Recommender:
             Leave out what the user liked already and what `history` names.
         explain
             Give reasons whose weights add up to each score.
+        categories
+            Only items that have one of these; none takes all.
+        allow, deny
+            Only these items (none takes all), and none of those.
+        diversity
+            0 to 1: how much less alike the items are to be, by their texts.
 
         Raises
         ------
@@ -123,7 +134,18 @@ class Recommender:
         StoreMismatch
             When the text encoder here is not the one the model was trained on.
         """
-        question = Question(user, tuple(history), query, k, exclude_seen, explain)
+        question = Question(
+            user,
+            tuple(history),
+            query,
+            k,
+            exclude_seen,
+            explain,
+            tuple(categories),
+            tuple(allow),
+            tuple(deny),
+            diversity,
+        )
         vector = None if query is None else self._queries.vector(self.bundle.model, query)
         return recommend(self.bundle, question, vector, self._new_id())
 

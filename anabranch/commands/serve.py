@@ -1,22 +1,51 @@
 """`anabranch serve`: the query path over HTTP."""
 
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from anabranch.commands.stream_options import TOPIC, ClientOption, SecurityOption, TopicOption, quieten_kafka
 from anabranch.output import Output
+
+KeysOption = Annotated[
+    Path | None, typer.Option("--keys", help="File of API keys (anabranch keys new); without it none are asked for.")
+]
+RateOption = Annotated[float, typer.Option(min=0, help="Requests a second of each key; 0 takes all.")]
+BurstOption = Annotated[int, typer.Option(min=1, help="Requests of a key in one go, where --rate is given.")]
+TimeoutOption = Annotated[float, typer.Option(min=0.01, max=3_600, help="Seconds after which a request gets 503.")]
+OriginOption = Annotated[
+    list[str], typer.Option("--cors-origin", help="Origin whose pages may ask from a browser; repeatable.")
+]
+SlateOption = Annotated[
+    Path | None, typer.Option("--slate-log", help="Folder for one JSON line an answered slate; it names users.")
+]
+BrokerOption = Annotated[
+    str | None,
+    typer.Option("--bootstrap-servers", help="Kafka's HOST:PORT: clicks count at once, and /v1/events takes events."),
+]
 
 
 def serve(
+    *,
     store: Annotated[str, typer.Option(help="Folder of models to serve, or an address: s3://...")] = "anabranch-store",
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="Address to listen on; other than loopback needs --keys.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65_535, help="Port; 0 takes a free one.")] = 8000,
     reload_every: Annotated[
         float, typer.Option(min=0.05, max=3_600.0, help="Seconds between two looks for a new version.")
     ] = 2.0,
     device: Annotated[str, typer.Option(help="Where query texts are encoded: auto, cpu, cuda, mps.")] = "auto",
-    allow_remote: Annotated[bool, typer.Option(help="Listen where other machines reach it, unauthenticated.")] = False,
+    servers: BrokerOption = None,
+    topic: TopicOption = TOPIC,
+    security: SecurityOption = None,
+    client: ClientOption = "kafka-python",
+    keys: KeysOption = None,
+    rate: RateOption = 0.0,
+    burst: BurstOption = 100,
+    timeout: TimeoutOption = 30.0,
+    cors_origin: OriginOption = [],  # noqa: B006 - typer's way to give a list a default; it is only read
+    slate_log: SlateOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the address as one JSON object.")] = False,
 ) -> None:
     """Answer questions over HTTP, and take up new versions while answering.
@@ -28,29 +57,38 @@ def serve(
       anabranch serve --store anabranch-store --port 8000
       curl -s localhost:8000/v1/recommendations -H 'content-type: application/json' -d '{"query": "space adventure"}'
     """
+    from server.serving.limits import Limits
     from server.serving.run import bind, checked_host, url_of
 
     out = Output(as_json=as_json)
+    limits = Limits(timeout_s=timeout, rate=rate, burst=burst)
     # the socket first: a port in use shows at once, not after the model is loaded
-    with bind(checked_host(host, allow_remote=allow_remote), port) as listener:
+    with bind(checked_host(host, with_keys=keys is not None), port) as listener, ExitStack() as running:
         from anabranch.recommender import lazy_queries
+        from anabranch.serving import Broker, Serving
         from common.errors import NoModel
-        from server.serving.app import create_app
-        from server.serving.reload import ReloadingSource
         from server.serving.run import pin_blas_threads, serve_until_stopped
 
         pin_blas_threads()
-        source = ReloadingSource(store, reload_every)
+        quieten_kafka()
         queries = lazy_queries(device)
-        with ExitStack() as running:
-            running.enter_context(source.polling())
-            try:
-                bundle = source.bundle()
-            except NoModel as error:
-                out.note(f"answering 503 until there is a model: {error}")
-            else:
-                queries.warm(bundle.model)
-            url = url_of(listener)
-            out.result({"url": url, "store": store}, lambda console: console.print(f"serving {store} on {url}"))
-            serve_until_stopped(create_app(source, queries), listener)
+        serving = Serving(
+            store=store,
+            reload_every=reload_every,
+            limits=limits,
+            keys=keys,
+            origins=tuple(cors_origin),
+            slate_log=slate_log,
+            broker=None if servers is None else Broker(servers, topic, security, client),
+        )
+        app, source = running.enter_context(serving.running(queries))
+        try:
+            bundle = source.bundle()
+        except NoModel as error:
+            out.note(f"answering 503 until there is a model: {error}")
+        else:
+            queries.warm(bundle.model)
+        url = url_of(listener)
+        out.result({"url": url, "store": store}, lambda console: console.print(f"serving {store} on {url}"))
+        serve_until_stopped(app, listener)
     out.note("stopped")

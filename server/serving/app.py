@@ -1,19 +1,30 @@
 """The HTTP edge: it checks, asks the pure functions, and says what went wrong; nothing else."""
 
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Path, Query
 from fastapi.openapi.utils import get_openapi
+from fastapi.responses import PlainTextResponse, Response
+from starlette.middleware.cors import CORSMiddleware
 
 from common.clock import Clock, wall_clock
 from common.events import MAX_ID_LENGTH
+from common.recent import NOTHING, RecentEvents
 from server.serving import problems
+from server.serving.access import OPEN, Access, Patience, checked_origins
 from server.serving.bundle import Bundle, BundleSource
+from server.serving.events import EventSink, NoBroker, event_of
+from server.serving.keys import KeyFile
+from server.serving.limits import Limits, TokenBuckets
+from server.serving.metrics import CONTENT_TYPE, Measured, ServiceMetrics
 from server.serving.problems import Problem, problem_responses
 from server.serving.query import QueryTexts
 from server.serving.recommend import MAX_K, Question, RequestIds, random_request_id, recommend, similar, slate_payload
 from server.serving.schemas import (
+    EventOut,
+    EventRequest,
     HealthOut,
     ModelOut,
     ModelsOut,
@@ -22,17 +33,47 @@ from server.serving.schemas import (
     SimilarOut,
     SlateOut,
 )
+from server.serving.slate_log import SlateLog
 
+DEFAULT_LIMITS = Limits()
+App = FastAPI
+"""What `create_app` gives, by a name that needs no web framework."""
 UserId = Annotated[str, Path(min_length=1, max_length=MAX_ID_LENGTH, examples=["196"])]
 ItemId = Annotated[str, Path(min_length=1, max_length=MAX_ID_LENGTH, examples=["50"])]
 KParameter = Annotated[int, Query(ge=1, le=MAX_K, description="How many items")]
 
 
-def answer(source: BundleSource, queries: QueryTexts, question: Question, new_id: RequestIds) -> dict[str, Any]:
-    """Answer one question from one bundle, taken once: query, items and version belong together."""
-    bundle = source.bundle()
-    vector = None if question.query is None else queries.vector(bundle.model, question.query)
-    return slate_payload(recommend(bundle, question, vector, new_id()), explain=question.explain)
+@dataclass(frozen=True, slots=True)
+class Answering:
+    """What questions are answered with.
+
+    Parameters
+    ----------
+    source
+        Gives the bundle that each request is answered from.
+    queries
+        Encodes query texts.
+    new_id
+        Gives request ids.
+    live
+        What users did since the snapshot; None leaves it at the snapshot.
+    """
+
+    source: BundleSource
+    queries: QueryTexts
+    new_id: RequestIds = random_request_id
+    live: RecentEvents | None = None
+
+    def slate(self, question: Question) -> dict[str, Any]:
+        """Answer from one bundle, taken once: query, items, clicks since and version belong together."""
+        bundle = self.source.bundle()
+        vector = None if question.query is None else self.queries.vector(bundle.model, question.query)
+        recent = NOTHING
+        if self.live is not None and question.user_id is not None:
+            offsets = {} if bundle.stream is None else bundle.stream.snapshot.offsets
+            recent = self.live.since(question.user_id, offsets)
+        slate = recommend(bundle, question, vector, self.new_id(), recent=recent)
+        return slate_payload(slate, explain=question.explain)
 
 
 def create_app(
@@ -41,6 +82,12 @@ def create_app(
     *,
     clock: Clock = wall_clock,
     new_id: RequestIds = random_request_id,
+    limits: Limits = DEFAULT_LIMITS,
+    keys: KeyFile | None = None,
+    origins: Sequence[str] = (),
+    events: EventSink | None = None,
+    live: RecentEvents | None = None,
+    slates: SlateLog | None = None,
 ) -> FastAPI:
     """Build the service.
 
@@ -51,9 +98,21 @@ def create_app(
     queries
         Encodes query texts.
     clock
-        For ages.
+        For ages, and the time of events that have none.
     new_id
-        Gives request ids.
+        Gives request ids, and ids of events that have none.
+    limits
+        What is refused.
+    keys
+        Who may ask; None asks for no key, and lets in only what names this machine.
+    origins
+        Whose pages may ask from a browser; none, unless they are named.
+    events
+        Where events are sent; None refuses them.
+    live
+        What users did since the snapshot.
+    slates
+        Where slates are logged; None logs none.
     """
     app = FastAPI(
         title="Anabranch",
@@ -62,19 +121,59 @@ def create_app(
         docs_url=None,  # its page would load scripts from elsewhere
         redoc_url=None,
     )
-    problems.install(app)
-    _add_questions(app, source, queries, new_id)
-    _add_state(app, source, clock)
-    _describe_problems(app)
+    metrics = ServiceMetrics(source, live, clock)
+    problems.install(app, limits.body_bytes)
+    # the last one added is asked first
+    app.add_middleware(Patience, limits=limits)
+    buckets = TokenBuckets(limits.rate, limits.burst) if limits.rate else None
+    app.add_middleware(Access, keys=keys, buckets=buckets)
+    if origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=checked_origins(origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["authorization", "content-type"],
+        )
+    app.add_middleware(Measured, metrics=metrics)
+
+    def answer(question: Question) -> dict[str, Any]:
+        slate = Answering(source, queries, new_id, live).slate(question)
+        metrics.slate(known_user=slate["known_user"])
+        if slates is not None:
+            asked = asdict(question)
+            # what was typed stays out: it may say more of a person than ids do
+            asked["query"] = question.query is not None
+            slates.add(clock(), asked, slate)
+        return slate
+
+    _add_questions(app, source, answer)
+    _add_events(app, events or NoBroker(), metrics, new_id, clock)
+    _add_state(app, source, clock, metrics)
+    _describe(app, needs_key=keys is not None)
     return app
 
 
-def _add_questions(app: FastAPI, source: BundleSource, queries: QueryTexts, new_id: RequestIds) -> None:
+def _add_events(app: FastAPI, sink: EventSink, metrics: ServiceMetrics, new_id: RequestIds, clock: Clock) -> None:
+    @app.post(
+        "/v1/events",
+        status_code=202,
+        response_model=EventOut,
+        responses=_problems(400, 413, 422),
+        summary="Send what a user did; answered once the broker has it",
+    )
+    def events(body: EventRequest) -> dict[str, Any]:
+        event = event_of(body, new_id, clock)
+        partition, offset = sink.send(event)
+        metrics.event()
+        return {"event_id": event.event_id, "partition": partition, "offset": offset}
+
+
+def _add_questions(app: FastAPI, source: BundleSource, answer: Callable[[Question], dict[str, Any]]) -> None:
     @app.post(
         "/v1/recommendations",
         response_model=SlateOut,
         response_model_exclude_unset=True,
-        responses=problem_responses(400, 413, 422, 503),
+        responses=_problems(400, 413, 422),
         summary="Recommend for a user, a history, a text, or any of them together",
     )
     def recommendations(body: RecommendationRequest) -> dict[str, Any]:
@@ -85,35 +184,39 @@ def _add_questions(app: FastAPI, source: BundleSource, queries: QueryTexts, new_
             k=body.k,
             exclude_seen=body.exclude_seen,
             explain=body.explain,
+            categories=tuple(body.categories),
+            allow=tuple(body.allow),
+            deny=tuple(body.deny),
+            diversity=body.diversity,
         )
-        return answer(source, queries, question, new_id)
+        return answer(question)
 
     @app.get(
         "/v1/users/{user_id:path}/recommendations",
         response_model=SlateOut,
         response_model_exclude_unset=True,
-        responses=problem_responses(404, 422, 503),
+        responses=_problems(404, 422),
         summary="Recommend for a user",
     )
     def user_recommendations(user_id: UserId, k: KParameter = 10, explain: bool = False) -> dict[str, Any]:
-        return answer(source, queries, Question(user_id=user_id, k=k, explain=explain), new_id)
+        return answer(Question(user_id=user_id, k=k, explain=explain))
 
     @app.get(
         "/v1/items/{item_id:path}/similar",
         response_model=SimilarOut,
-        responses=problem_responses(404, 422, 503),
+        responses=_problems(404, 422),
         summary="Items whose text is like this one's",
     )
     def similar_items(item_id: ItemId, k: KParameter = 10) -> dict[str, Any]:
         return asdict(similar(source.bundle(), item_id, k))
 
 
-def _add_state(app: FastAPI, source: BundleSource, clock: Clock) -> None:
-    @app.get("/v1/model", response_model=ModelOut, responses=problem_responses(503), summary="The model that is served")
+def _add_state(app: FastAPI, source: BundleSource, clock: Clock, metrics: ServiceMetrics) -> None:
+    @app.get("/v1/model", response_model=ModelOut, responses=_problems(), summary="The model that is served")
     def model() -> dict[str, Any]:
         return describe(source.bundle(), clock())
 
-    @app.get("/v1/models", response_model=ModelsOut, responses=problem_responses(503), summary="All model versions")
+    @app.get("/v1/models", response_model=ModelsOut, responses=_problems(), summary="All model versions")
     def models() -> dict[str, Any]:
         versions, current = source.models()
         return {"versions": list(versions), "current": current}
@@ -125,6 +228,15 @@ def _add_state(app: FastAPI, source: BundleSource, clock: Clock) -> None:
     @app.get("/readyz", response_model=ReadyOut, responses=problem_responses(503), summary="There is a model to serve")
     async def readyz() -> dict[str, Any]:
         return {"ready": True, "model_version": source.bundle().version}
+
+    @app.get(
+        "/metrics",
+        response_class=PlainTextResponse,
+        responses=_problems(),
+        summary="Figures for Prometheus",
+    )
+    def figures() -> Response:
+        return Response(metrics.text(), media_type=CONTENT_TYPE)
 
 
 def describe(bundle: Bundle, now: int) -> dict[str, Any]:
@@ -153,8 +265,13 @@ def describe(bundle: Bundle, now: int) -> dict[str, Any]:
     }
 
 
-def _describe_problems(app: FastAPI) -> None:
-    """Put the problem schema into the OpenAPI, where the responses refer to it."""
+def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Return the OpenAPI entries of these statuses, and of those that every question can get."""
+    return problem_responses(*sorted({*statuses, 401, 403, 429, 503}))
+
+
+def _describe(app: FastAPI, *, needs_key: bool) -> None:
+    """Put the problem schema into the OpenAPI, where the responses refer to it, and how a key is sent."""
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
@@ -163,6 +280,11 @@ def _describe_problems(app: FastAPI) -> None:
             schemas = schema.setdefault("components", {}).setdefault("schemas", {})
             schemas.update(parts.pop("$defs", {}))
             schemas["Problem"] = parts
+            if needs_key:
+                schema["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+                for path, methods in schema["paths"].items():
+                    for operation in methods.values():
+                        operation["security"] = [] if path in OPEN else [{"key": []}]
             app.openapi_schema = schema
         return app.openapi_schema
 

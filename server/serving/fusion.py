@@ -126,6 +126,11 @@ class Member:
     over: np.ndarray
     by_history: HistorySum | None = None
 
+    @property
+    def says_something(self) -> bool:
+        """Whether it tells any item from another."""
+        return bool(np.any(self.coefficient * self.z))
+
 
 @dataclass(frozen=True, slots=True)
 class Fused:

@@ -12,13 +12,18 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from common.errors import AnabranchError, NoModel, UsageError
+from common.errors import AnabranchError, MalformedEvent, NoModel, StreamError, UsageError
 from server.serving.recommend import UnknownItem
 
-MAX_BODY = 1_048_576
-"""Bytes; a question is a few kilobytes."""
 RETRY_AFTER_SECONDS = 5
 PROBLEM_TYPE = "application/problem+json"
+NO_MODEL = (
+    "no model is published in the service's store yet; expected a version; to mend it: ask again later, or publish one"
+    " (anabranch simulate)"
+)
+_NO_JSON = "the body is not JSON in UTF-8; expected one JSON object"
+_SEE_OPENAPI = "to mend it: GET /openapi.json says what fits"
+_LARGEST_SHOWN = 2**63
 
 
 class FieldProblem(BaseModel):
@@ -68,40 +73,69 @@ def problem(
 def _of_anabranch(request: Request, error: Exception) -> Response:
     if isinstance(error, UnknownItem):
         return problem(404, "unknown-item", str(error))
-    if isinstance(error, UsageError):
+    if isinstance(error, UsageError | MalformedEvent):
         return problem(422, "invalid", str(error))
-    kind = "no-model" if isinstance(error, NoModel) else "unavailable"
-    return problem(503, kind, str(error), headers={"Retry-After": str(RETRY_AFTER_SECONDS)})
+    later = {"Retry-After": str(RETRY_AFTER_SECONDS)}
+    if isinstance(error, NoModel):
+        # not the error's own words: they name the store's folder
+        return problem(503, "no-model", NO_MODEL, headers=later)
+    kind = "no-broker" if isinstance(error, StreamError) else "unavailable"
+    return problem(503, kind, str(error), headers=later)
 
 
 def _of_http(request: Request, error: Exception) -> Response:
     status = error.status_code if isinstance(error, HTTPException) else 500
     detail = str(error.detail) if isinstance(error, HTTPException) else ""
-    kinds = {400: "malformed", 404: "no-such-path", 405: "method-not-allowed", 413: "too-large"}
     headers = dict(error.headers) if isinstance(error, HTTPException) and error.headers else None
+    if status == HTTPStatus.NOT_FOUND:
+        detail = f"no such path; {_SEE_OPENAPI}"
+    elif status == HTTPStatus.METHOD_NOT_ALLOWED:
+        allowed = (headers or {}).get("allow") or (headers or {}).get("Allow") or "another one"
+        detail = f"method {request.method[:20]} is not for this path; expected {allowed}; {_SEE_OPENAPI}"
+    elif status == HTTPStatus.BAD_REQUEST:
+        detail = f"{_NO_JSON}; {_SEE_OPENAPI}"
+    kinds = {400: "malformed", 404: "no-such-path", 405: "method-not-allowed", 413: "too-large"}
     return problem(status, kinds.get(status, "http"), detail or HTTPStatus(status).phrase, headers=headers)
+
+
+def _shown(value: object) -> str:
+    """Return what was found, in a few words and without a text that was sent."""
+    if isinstance(value, str):
+        return f"a text of {len(value)} characters"
+    if isinstance(value, list):
+        return f"a list of {len(value)}"
+    if isinstance(value, dict):
+        return "an object"
+    if isinstance(value, int) and abs(value) > _LARGEST_SHOWN:
+        return "a number beyond 64 bits"
+    return repr(value) if isinstance(value, int | float | None) else "something else"
 
 
 def _of_validation(request: Request, error: Exception) -> Response:
     found = error.errors() if isinstance(error, RequestValidationError) else []
-    errors = [FieldProblem(field=".".join(str(part) for part in one["loc"]), detail=str(one["msg"])) for one in found]
+    errors = [
+        FieldProblem(
+            field=".".join(str(part) for part in one["loc"]), detail=f"{one['msg']}; found {_shown(one.get('input'))}"
+        )
+        for one in found
+    ]
     if any(one["type"] == "json_invalid" for one in found):
-        return problem(400, "malformed", "the body is not JSON", errors)
+        return problem(400, "malformed", f"{_NO_JSON}; {_SEE_OPENAPI}", errors)
     first = f"{errors[0].field}: {errors[0].detail}" if errors else "the request is not valid"
-    return problem(422, "invalid", first, errors)
+    return problem(422, "invalid", f"{first}; {_SEE_OPENAPI}", errors)
 
 
 def _of_surprise(request: Request, error: Exception) -> Response:
     return problem(500, "internal", "the service failed on this request; its log says where")
 
 
-def install(app: FastAPI) -> None:
-    """Let the app answer every error as a problem, and refuse bodies over `MAX_BODY`."""
+def install(app: FastAPI, max_body: int) -> None:
+    """Let the app answer every error as a problem, and refuse bodies of more bytes than that."""
     app.add_exception_handler(AnabranchError, _of_anabranch)
     app.add_exception_handler(HTTPException, _of_http)
     app.add_exception_handler(RequestValidationError, _of_validation)
     app.add_exception_handler(Exception, _of_surprise)
-    app.add_middleware(BodyLimit, limit=MAX_BODY)
+    app.add_middleware(BodyLimit, limit=max_body)
 
 
 class BodyLimit:
@@ -125,7 +159,7 @@ class BodyLimit:
             return
         body = await self._read(scope, receive)
         if body is None:
-            detail = f"the body is longer than {self._limit} bytes"
+            detail = f"the body is longer than {self._limit} bytes; to mend it: send a shorter one"
             # what is still being sent is not read, so the connection cannot be used again
             refused = problem(413, "too-large", detail, headers={"Connection": "close"})
             await refused(scope, receive, send)

@@ -1,7 +1,7 @@
 """Question in, slate out: pure, whatever edge asks."""
 
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -9,8 +9,10 @@ import numpy as np
 
 from common.errors import InvalidSetting, UnknownName, UsageError
 from common.events import MAX_ID_LENGTH
+from common.recent import NOTHING, Recent
 from server.serving.blended import Asked, blended
 from server.serving.bundle import Bundle
+from server.serving.diversity import pool_size, spread_out
 from server.serving.fusion import Fused, FusionTable, best, fuse
 from server.serving.reasons import Reason, reasons_for
 
@@ -18,6 +20,10 @@ MAX_K = 500
 MAX_HISTORY = 1_000
 MAX_QUERY = 100_000
 """Longest query, in characters; the encoder cuts it to its own length."""
+MAX_FILTER = 1_000
+"""Most categories, allowed and denied ids, each."""
+DETERMINISTIC = "deterministic"
+"""The one policy there is: the best k, so every propensity is 1."""
 
 RequestIds = Callable[[], str]
 """Gives each slate a new id, by which later clicks refer to it."""
@@ -46,6 +52,14 @@ class Question:
         Leave out what the user liked already and what `history` names.
     explain
         Give reasons.
+    categories
+        Only items that have one of them; none given takes all.
+    allow
+        Only these items; none given takes all.
+    deny
+        None of these items, whatever else is said.
+    diversity
+        0 to 1: how much less alike the items are to be, by their texts; see `server.serving.diversity`.
 
     Raises
     ------
@@ -59,9 +73,18 @@ class Question:
     k: int = 10
     exclude_seen: bool = True
     explain: bool = False
+    categories: tuple[str, ...] = ()
+    allow: tuple[str, ...] = ()
+    deny: tuple[str, ...] = ()
+    diversity: float = 0.0
 
     def __post_init__(self) -> None:
         checked_k(self.k)
+        if not 0.0 <= self.diversity <= 1.0:
+            raise InvalidSetting(f"diversity {self.diversity}", expected="0 to 1")
+        for name, ids in (("categories", self.categories), ("allow", self.allow), ("deny", self.deny)):
+            if len(ids) > MAX_FILTER:
+                raise InvalidSetting(f"{len(ids)} {name}", expected=f"at most {MAX_FILTER}")
         if self.user_id is not None and not 0 < len(self.user_id) <= MAX_ID_LENGTH:
             raise InvalidSetting(
                 f"a user id of {len(self.user_id)} characters", expected=f"1 to {MAX_ID_LENGTH}, or none"
@@ -113,11 +136,17 @@ class Slate:
     model_version
         The version whose vectors it was made with.
     known_user
-        Whether the click learner knows the user.
+        Whether the click learner knows the user, from its snapshot or from a click since.
     items
-        Best first.
+        Best first; with diversity, in the order in which they were chosen.
     ignored
-        "unknown_items": how many ids of the given history are not in the catalogue.
+        "unknown_items": how many ids of the given history are not in the catalogue; where they were given, also
+        "unknown_allow", "unknown_deny" and "unknown_categories".
+    answered_from
+        The opinions that the scores are made of: of a user without a history popularity, and what texts and clicks say
+        of items alone.
+    policy
+        How the items were chosen among all.
     """
 
     request_id: str
@@ -125,6 +154,8 @@ class Slate:
     known_user: bool
     items: tuple[Recommendation, ...]
     ignored: dict[str, int] = field(default_factory=dict)
+    answered_from: tuple[str, ...] = ()
+    policy: str = DETERMINISTIC
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +201,7 @@ def recommend(
     query_vector: np.ndarray | None,
     request_id: str,
     table: FusionTable = DEFAULT_TABLE,
+    recent: Recent = NOTHING,
 ) -> Slate:
     """Answer a question from one bundle.
 
@@ -179,22 +211,19 @@ def recommend(
         The query's unit vector under the bundle's own adapter, float32 [d]; None when there is no query.
     request_id
         Becomes the slate's.
+    recent
+        What the user did since the bundle's snapshot.
     """
-    known = bundle.history_of(question.user_id)
-    positions = [bundle.catalogue.index(item_id) for item_id in question.history]
-    given = np.array([row for row in positions if row is not None], dtype=np.int64)
-    asked = Asked(
-        history=given if known is None else np.concatenate([known.astype(np.int64), given]),
-        likes=bundle.likes_of(question.user_id) + len(given),
-        seen=np.concatenate([bundle.seen_by(question.user_id).astype(np.int64), given]),
-        habit=bundle.habit_of(question.user_id),
-        tried=np.concatenate([bundle.tried_by(question.user_id).astype(np.int64), given]),
-    )
-    eligible = np.ones(len(bundle.catalogue), dtype=bool)
+    asked = _asked(bundle, question, recent)
+    unseen = np.ones(len(bundle.catalogue), dtype=bool)
     if question.exclude_seen:
-        eligible[asked.seen] = False
-    fused = _fused(bundle, asked, query_vector, eligible, table)
-    chosen = best(fused.scores, eligible, question.k)
+        unseen[asked.seen] = False
+    fused = _fused(bundle, asked, query_vector, unseen, table)
+    # what is filtered out still is among the items that scores are compared over: a filter changes no score
+    allowed, ignored = _filtered(bundle, question)
+    if question.exclude_seen:
+        allowed[_rows(bundle, recent.rejected)] = False
+    chosen = _chosen(bundle, fused, unseen & allowed, question)
     why = reasons_for(bundle, asked.history, fused, chosen) if question.explain else [()] * len(chosen)
     items = tuple(
         Recommendation(
@@ -207,8 +236,71 @@ def recommend(
         )
         for rank, (row, reasons) in enumerate(zip(chosen, why, strict=True), start=1)
     )
-    unknown = len(question.history) - len(given)
-    return Slate(request_id, bundle.version, known is not None, items, {"unknown_items": unknown})
+    return Slate(
+        request_id=request_id,
+        model_version=bundle.version,
+        known_user=bundle.history_of(question.user_id) is not None or bool(recent.liked or recent.tried),
+        items=items,
+        ignored=ignored,
+        answered_from=tuple(kind for kind, member in fused.members.items() if member.says_something),
+    )
+
+
+def _rows(bundle: Bundle, ids: Iterable[str]) -> np.ndarray:
+    """Return the rows of the ids that the catalogue holds, int64, in their order."""
+    found = (bundle.catalogue.index(item_id) for item_id in ids)
+    return np.array([row for row in found if row is not None], dtype=np.int64)
+
+
+def _asked(bundle: Bundle, question: Question, recent: Recent) -> Asked:
+    """Put together what is known of the user, what happened since, and what the question says, in this order."""
+    user, given, liked = question.user_id, _rows(bundle, question.history), _rows(bundle, recent.liked)
+    known = bundle.history_of(user)
+    blend = None if bundle.stream is None else bundle.stream.snapshot.blend
+    # as the learner has it: what was tried is not shown again, unless repeats are allowed
+    tried = _rows(bundle, recent.tried) if blend is not None else liked
+    seen = liked if blend is None or blend.repeats else tried
+    before = np.empty(0, dtype=np.int64) if known is None else known.astype(np.int64)
+    return Asked(
+        history=np.concatenate([before, liked, given]),
+        likes=bundle.likes_of(user) + len(liked) + len(given),
+        seen=np.concatenate([bundle.seen_by(user).astype(np.int64), seen, given]),
+        habit=bundle.habit_of(user),
+        tried=np.concatenate([bundle.tried_by(user).astype(np.int64), tried, given]),
+    )
+
+
+def _filtered(bundle: Bundle, question: Question) -> tuple[np.ndarray, dict[str, int]]:
+    """Return which items the filters leave, bool [n], and how many names meant nothing."""
+    ignored = {"unknown_items": len(question.history) - len(_rows(bundle, question.history))}
+    allowed = np.ones(len(bundle.catalogue), dtype=bool)
+    if question.allow:
+        rows = _rows(bundle, question.allow)
+        allowed[:] = False
+        allowed[rows] = True
+        ignored["unknown_allow"] = len(question.allow) - len(rows)
+    if question.categories:
+        wanted, found = set(question.categories), set[str]()
+        for row, item in enumerate(bundle.catalogue):
+            shared = wanted.intersection(item.categories)
+            allowed[row] &= bool(shared)
+            found |= shared
+        ignored["unknown_categories"] = len(wanted - found)
+    if question.deny:
+        rows = _rows(bundle, question.deny)
+        allowed[rows] = False
+        ignored["unknown_deny"] = len(question.deny) - len(rows)
+    return allowed, ignored
+
+
+def _chosen(bundle: Bundle, fused: Fused, eligible: np.ndarray, question: Question) -> np.ndarray:
+    """Return the rows of the slate, in its order."""
+    if not question.diversity:
+        return best(fused.scores, eligible, question.k)
+    pool = best(fused.scores, eligible, pool_size(question.k))
+    vectors = bundle.model.item_vectors[pool]
+    spread: np.ndarray = pool[spread_out(fused.scores[pool], vectors, question.k, question.diversity)]
+    return spread
 
 
 def _fused(bundle: Bundle, asked: Asked, query: np.ndarray | None, eligible: np.ndarray, table: FusionTable) -> Fused:
@@ -245,6 +337,7 @@ def similar(bundle: Bundle, item_id: str, k: int) -> SimilarItems:
 def slate_payload(slate: Slate, *, explain: bool) -> dict[str, Any]:
     """Return the slate as JSON values; `reasons` only where they were asked for."""
     payload = asdict(slate)
+    payload["answered_from"] = list(slate.answered_from)
     if not explain:
         for item in payload["items"]:
             del item["reasons"]

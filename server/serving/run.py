@@ -31,15 +31,15 @@ def pin_blas_threads() -> None:
     threadpool_limits(limits=1, user_api="blas")
 
 
-def checked_host(host: str, *, allow_remote: bool) -> str:
-    """Return the host, or refuse one that others can reach.
+def checked_host(host: str, *, with_keys: bool) -> str:
+    """Return the host, or refuse one that others can reach while nobody is asked who they are.
 
     Raises
     ------
     InvalidSetting
-        When it is no loopback address and that was not allowed.
+        When it is no loopback address and there are no keys.
     """
-    if host == "localhost" or allow_remote:
+    if host == "localhost" or with_keys:
         return host
     try:
         loopback = ipaddress.ip_address(host).is_loopback
@@ -47,9 +47,10 @@ def checked_host(host: str, *, allow_remote: bool) -> str:
         loopback = False
     if not loopback:
         raise InvalidSetting(
-            f"host {host!r} can be reached from other machines, and the service has no authentication yet",
-            expected="a loopback address (127.0.0.1, ::1, localhost)",
-            mend="put a proxy that authenticates before it, or give --allow-remote",
+            f"host {host!r} can be reached from other machines, and no keys were given",
+            expected="a loopback address (127.0.0.1, ::1, localhost), or --keys FILE",
+            consequence="nothing was opened",
+            mend="anabranch keys new NAME, then --keys with that file",
         )
     return host
 

@@ -60,7 +60,7 @@ def store(tmp_path: Path) -> Registry:
 
 def test_recommend_as_json_and_as_table(store: Registry) -> None:
     slate = run_json("recommend", "--user", "u0", "-k", "2", "--store", str(store.root))
-    assert set(slate) == {"request_id", "model_version", "known_user", "items", "ignored"}
+    assert set(slate) == {"request_id", "model_version", "known_user", "items", "ignored", "answered_from", "policy"}
     assert [item["item_id"] for item in slate["items"]] == ["18", "16"]
     assert "reasons" not in slate["items"][0]
     table = run("recommend", "--history", "1, 3,ghost", "-k", "2", "--explain", "--store", str(store.root))
@@ -145,14 +145,14 @@ def test_a_port_in_use_shows_before_anything_is_loaded(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("host", ["::", "192.168.1.4", "example.org", ""])
 def test_other_machines_are_refused_without_authentication(host: str) -> None:
-    with pytest.raises(InvalidSetting, match="no authentication yet"):
+    with pytest.raises(InvalidSetting, match="no keys were given"):
         run("serve", "--host", host)
-    assert checked_host(host, allow_remote=True) == host
+    assert checked_host(host, with_keys=True) == host
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.0.1", "::1", "localhost"])
 def test_this_machine_is_served(host: str) -> None:
-    assert checked_host(host, allow_remote=False) == host
+    assert checked_host(host, with_keys=False) == host
 
 
 SERVE = "import typer; from anabranch.commands.serve import serve; typer.run(serve)"

@@ -1,6 +1,7 @@
 """The same answers in Python as over HTTP; the text model is loaded for a query and for nothing else."""
 
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -29,6 +30,11 @@ FILMS = (
     ("wall", "Wall Street: stock brokers, money and greed"),
     ("titanic", "Titanic: a love story on a sinking ship"),
     ("babe", "Babe: a small pig learns to herd sheep on a farm"),
+)
+FILTERS: tuple[dict[str, Any], ...] = (
+    {},
+    {"exclude_seen": False, "diversity": 0.6},
+    {"categories": ["white"], "deny": ["3", "ghost"], "allow": [str(number) for number in range(12)]},
 )
 
 
@@ -86,13 +92,14 @@ def test_http_and_python_agree_on_every_kind_of_question(tmp_path: Path) -> None
         for user in (None, "u0", "nobody"):
             for history in ((), ("1", "ghost")):
                 for query in (None, "yellow submarine"):
-                    body = {"user_id": user, "history": history, "query": query, "k": 7, "explain": True}
-                    answer = client.post("/v1/recommendations", json=body).json()
-                    slate = recommender.recommend(user, history, query, 7, explain=True)
-                    here = slate_payload(slate, explain=True)
-                    for item in here["items"]:
-                        item["reasons"] = list(item["reasons"])
-                    assert answer == {**here, "items": list(here["items"])}
+                    for filters in FILTERS:
+                        body = {"user_id": user, "history": history, "query": query, "k": 7, "explain": True}
+                        answer = client.post("/v1/recommendations", json={**body, **filters}).json()
+                        slate = recommender.recommend(user, history, query, 7, explain=True, **filters)
+                        here = slate_payload(slate, explain=True)
+                        for item in here["items"]:
+                            item["reasons"] = list(item["reasons"])
+                        assert answer == {**here, "items": list(here["items"])}
         similar = client.get("/v1/items/1/similar", params={"k": 4}).json()
         assert [item["item_id"] for item in similar["items"]] == [
             item.item_id for item in recommender.similar("1", 4).items

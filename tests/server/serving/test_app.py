@@ -7,9 +7,8 @@ import httpx
 import pytest
 
 from server.registry import Registry
-from server.serving.app import create_app
+from server.serving.app import DEFAULT_LIMITS, create_app
 from server.serving.bundle import load_bundle
-from server.serving.problems import MAX_BODY
 from server.serving.query import QueryTexts
 from server.serving.reload import FixedSource, ReloadingSource
 from server.serving.run import serve_in_thread
@@ -40,6 +39,8 @@ def test_a_known_user(client: httpx.Client) -> None:
         "known_user": True,
         "items": response.json()["items"],
         "ignored": {"unknown_items": 0},
+        "answered_from": ["factors", "text", "popularity"],
+        "policy": "deterministic",
     }
     assert [item["item_id"] for item in response.json()["items"]] == ["18", "16"]
     assert set(response.json()["items"][0]) == {"item_id", "rank", "score", "propensity", "title"}
@@ -145,11 +146,11 @@ def test_a_body_that_is_no_question_is_refused(client: httpx.Client, content: by
 def test_a_body_of_unknown_length_is_cut_off_at_the_limit(client: httpx.Client) -> None:
     def parts() -> Any:
         for _ in range(20):
-            yield b"x" * (MAX_BODY // 10)
+            yield b"x" * (DEFAULT_LIMITS.body_bytes // 10)
 
     check_problem(client.post(ASK, content=parts()), 413, "too-large")
     fits = json.dumps({"history": ["1" * 500] * 1_000, "k": 1}).encode()
-    assert len(fits) < MAX_BODY
+    assert len(fits) < DEFAULT_LIMITS.body_bytes
     assert client.post(ASK, content=fits, headers={"content-type": "application/json"}).status_code == 200
 
 
@@ -214,12 +215,14 @@ def test_the_openapi_names_every_problem(client: httpx.Client) -> None:
         "/v1/recommendations",
         "/v1/users/{user_id}/recommendations",
         "/v1/items/{item_id}/similar",
+        "/v1/events",
         "/v1/model",
         "/v1/models",
+        "/metrics",
         "/healthz",
         "/readyz",
     }
-    assert set(schema["paths"][ASK]["post"]["responses"]) == {"200", "400", "413", "422", "503"}
+    assert set(schema["paths"][ASK]["post"]["responses"]) == {"200", "400", "401", "403", "413", "422", "429", "503"}
     assert schema["components"]["schemas"]["Problem"]["properties"]["status"]
     assert "HTTPValidationError" not in schema["components"]["schemas"]
     assert schema["components"]["schemas"]["RecommendationRequest"]["examples"]

@@ -1,0 +1,116 @@
+"""The service put together: the store's models, who may ask, and the topic where there is a broker."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from common.errors import NoModel
+from server.serving.app import DEFAULT_LIMITS, App, create_app
+from server.serving.keys import KeyFile
+from server.serving.limits import Limits
+from server.serving.query import QueryTexts
+from server.serving.reload import ReloadingSource
+from server.serving.slate_log import SlateLog
+
+if TYPE_CHECKING:
+    from stream.connect import Client
+    from stream.source import Log
+
+
+@dataclass(frozen=True, slots=True)
+class Broker:
+    """Where the clicks are.
+
+    Parameters
+    ----------
+    servers, topic
+        Bootstrap servers, and the topic.
+    security
+        TOML file with TLS and SASL settings, or None.
+    client
+        The library that speaks to it.
+    """
+
+    servers: str
+    topic: str
+    security: Path | None = None
+    client: "Client" = "kafka-python"
+
+    def log(self) -> "Log":
+        """Return the cluster; nothing is asked of it yet."""
+        from stream.connect import open_log
+        from stream.security import PLAIN, read_security
+
+        return open_log(self.servers, PLAIN if self.security is None else read_security(self.security), self.client)
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """What a service is told.
+
+    Parameters
+    ----------
+    store
+        Folder or address of the models.
+    reload_every
+        Seconds between two looks for a new version.
+    limits
+        What is refused.
+    keys
+        File of API keys, or None to ask for none.
+    origins
+        Whose pages may ask from a browser.
+    slate_log
+        Folder that slates are logged to, or None.
+    broker
+        Where clicks are read and sent; None answers from snapshots alone, and refuses events.
+    """
+
+    store: Path | str
+    reload_every: float = 2.0
+    limits: Limits = DEFAULT_LIMITS
+    keys: Path | None = None
+    origins: tuple[str, ...] = ()
+    slate_log: Path | None = None
+    broker: Broker | None = None
+
+    @contextmanager
+    def running(self, queries: QueryTexts) -> Iterator[tuple[App, ReloadingSource]]:
+        """Give the app and what it serves, while new versions and clicks are taken up."""
+        keys = None if self.keys is None else KeyFile(self.keys)
+        if keys is not None:
+            keys.keys()  # a file that cannot be read shows now, not with the first request
+        source = ReloadingSource(self.store, self.reload_every)
+        with ExitStack() as stack:
+            stack.enter_context(source.polling())
+            live = events = None
+            if self.broker is not None:
+                from stream.live_users import LiveUsers
+                from stream.writer import EventWriter
+
+                log = self.broker.log()
+                live = LiveUsers(log, self.broker.topic, served=lambda: _offsets_of(source))
+                stack.enter_context(live.following())
+                events = stack.enter_context(EventWriter(log, self.broker.topic))
+            app = create_app(
+                source,
+                queries,
+                limits=self.limits,
+                keys=keys,
+                origins=self.origins,
+                events=events,
+                live=live,
+                slates=None if self.slate_log is None else SlateLog(self.slate_log),
+            )
+            yield app, source
+
+
+def _offsets_of(source: ReloadingSource) -> Mapping[str, Mapping[str, int]]:
+    """Return how far the served snapshot has read; nothing before the first."""
+    try:
+        stream = source.bundle().stream
+    except NoModel:
+        return {}
+    return {} if stream is None else stream.snapshot.offsets

@@ -1,0 +1,120 @@
+"""The service's figures for Prometheus; how each is read: docs/operations.md."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from common.clock import Clock
+from common.errors import NoModel
+from common.recent import RecentEvents
+from server.serving.bundle import BundleSource
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 30)
+_METHODS = frozenset({"GET", "POST", "HEAD", "OPTIONS", "PUT", "DELETE", "PATCH"})
+NO_ROUTE = "none"
+
+
+class ServiceMetrics:
+    """Counts what is asked, and tells what is served, in a registry of its own.
+
+    Parameters
+    ----------
+    source
+        What is served.
+    live
+        What happens since the snapshot, where the service follows a topic.
+    clock
+        For ages.
+    """
+
+    def __init__(self, source: BundleSource, live: RecentEvents | None, clock: Clock) -> None:
+        self._source, self._clock = source, clock
+        self._registry = CollectorRegistry()
+        own: dict[str, Any] = {"namespace": "anabranch", "subsystem": "serve", "registry": self._registry}
+        self._requests = Counter("requests", "Answers, by route and status.", ["method", "route", "status"], **own)
+        self._seconds = Histogram("seconds", "Time to the first byte of an answer.", ["route"], buckets=_BUCKETS, **own)
+        self._users = Counter("slates", "Slates, by whether the user is known.", ["known_user"], **own)
+        self._events = Counter("events", "Events that the broker took.", **own)
+        gauges: tuple[tuple[str, str, Callable[[], float]], ...] = (
+            ("ready", "1 when there is a model.", self._ready),
+            ("model_age_seconds", "Since the served version was made; -1 without one.", self._model_age),
+            ("snapshot_age_seconds", "Since the served snapshot was made; -1 without one.", self._snapshot_age),
+            ("live_lag_records", "Records of the topic not read yet; -1 when not known.", lambda: _lag_of(live)),
+        )
+        for name, text, read in gauges:
+            Gauge(name, text, **own).set_function(read)
+
+    def answered(self, method: str, route: str, status: int, seconds: float) -> None:
+        """Take note of an answer; `route` is a template, never a path that was sent."""
+        self._requests.labels(method if method in _METHODS else "other", route, str(status)).inc()
+        self._seconds.labels(route).observe(seconds)
+
+    def slate(self, *, known_user: bool) -> None:
+        """Take note of a slate."""
+        self._users.labels(str(known_user).lower()).inc()
+
+    def event(self) -> None:
+        """Take note of an event that the broker took."""
+        self._events.inc()
+
+    def text(self) -> bytes:
+        """Return all figures as Prometheus reads them."""
+        return generate_latest(self._registry)
+
+    def _ready(self) -> float:
+        return float(self._model_age() >= 0.0)
+
+    def _model_age(self) -> float:
+        try:
+            return self._since(self._source.bundle().model.manifest.created_at)
+        except NoModel:
+            return -1.0
+
+    def _snapshot_age(self) -> float:
+        try:
+            stream = self._source.bundle().stream
+        except NoModel:
+            return -1.0
+        return -1.0 if stream is None else self._since(stream.manifest.created_at)
+
+    def _since(self, moment: int) -> float:
+        return max(0, self._clock() - moment) / 1_000
+
+
+def _lag_of(live: RecentEvents | None) -> float:
+    lag = None if live is None else live.lag()
+    return -1.0 if lag is None else float(lag)
+
+
+class Measured:
+    """Tells the figures of each answer; pure ASGI.
+
+    Parameters
+    ----------
+    app
+        What is behind.
+    metrics
+        Who is told.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: ServiceMetrics) -> None:
+        self._app, self._metrics = app, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Hand on, and take the time."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = time.perf_counter()
+
+        async def noted(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                route = getattr(scope.get("route"), "path", NO_ROUTE)
+                self._metrics.answered(scope["method"], route, message["status"], time.perf_counter() - started)
+            await send(message)
+
+        await self._app(scope, receive, noted)
