@@ -144,7 +144,8 @@ class LiveUsers:
             yield
         finally:
             stop.set()
-            thread.join(timeout=30.0)
+            # one that waits for a broker may be left behind: it holds nothing that must be kept
+            thread.join(timeout=5.0)
 
     def _follow(self, stop: threading.Event) -> None:
         quiet = False
