@@ -1,5 +1,6 @@
 """`anabranch recommend`: one question, from a store or a running service."""
 
+import os
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -12,6 +13,7 @@ from anabranch.output import Output
 from common.errors import ServiceError, UsageError
 
 TIMEOUT_SECONDS = 60.0
+KEY_VARIABLE = "ANABRANCH_API_KEY"
 
 
 def recommend(
@@ -23,7 +25,10 @@ def recommend(
     explain: Annotated[bool, typer.Option(help="Say why; the weights add up to the score.")] = False,
     store: Annotated[str, typer.Option(help="Folder of models, or an address: s3://...")] = "anabranch-store",
     version: Annotated[str, typer.Option(help="Model version, or `current`.")] = "current",
-    url: Annotated[str | None, typer.Option(help="Ask a running service instead of reading the store.")] = None,
+    url: Annotated[
+        str | None,
+        typer.Option(help="Ask a running service instead of the store; its key is taken from ANABRANCH_API_KEY."),
+    ] = None,
     device: Annotated[str, typer.Option(help="Where the query is encoded: auto, cpu, cuda, mps.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -68,7 +73,13 @@ def _from_service(url: str, asked: Mapping[str, Any]) -> dict[str, Any]:
     import httpx
 
     try:
-        response = httpx.post(f"{url.rstrip('/')}/v1/recommendations", json=dict(asked), timeout=TIMEOUT_SECONDS)
+        response = httpx.post(
+            f"{url.rstrip('/')}/v1/recommendations",
+            json=dict(asked),
+            timeout=TIMEOUT_SECONDS,
+            # from the environment: an option would end in the shell's history and in the list of processes
+            headers={"Authorization": f"Bearer {key}"} if (key := os.environ.get(KEY_VARIABLE)) else {},
+        )
         body: dict[str, Any] = response.json()
     except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
         raise ServiceError(

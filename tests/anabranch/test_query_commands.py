@@ -159,10 +159,10 @@ SERVE = "import typer; from anabranch.commands.serve import serve; typer.run(ser
 
 
 @contextmanager
-def served(store: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def served(store: Path, *more: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """Run `anabranch serve --json` on a free port; gives the process and its URL."""
     process = subprocess.Popen(
-        [sys.executable, "-c", SERVE, "--store", str(store), "--port", "0", "--reload-every", "0.05", "--json"],
+        [sys.executable, "-c", SERVE, "--store", str(store), "--port", "0", "--reload-every", "0.05", "--json", *more],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
