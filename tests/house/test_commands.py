@@ -22,6 +22,7 @@ from tests.house.tree import (
 )
 
 README = ROOT / "README.md"
+SECURITY = ROOT / "SECURITY.md"
 DOCS = sorted(path for path in (ROOT / "docs").rglob("*.md"))
 BENCHMARKS = ROOT / "benchmarks" / "README.md"
 
@@ -47,7 +48,7 @@ def test_there_is_a_readme() -> None:
     assert README.is_file()
 
 
-@pytest.mark.parametrize("path", [README, BENCHMARKS, *DOCS], ids=lambda path: path.relative_to(ROOT).as_posix())
+@pytest.mark.parametrize("path", [README, SECURITY, BENCHMARKS, *DOCS], ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_every_command_of_a_document_parses(path: Path) -> None:
     assert not _complaints(_typed_in(path))
 
