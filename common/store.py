@@ -10,6 +10,7 @@ own, in the form that ``sha256sum --check`` reads.
 import hashlib
 import uuid
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -98,12 +99,14 @@ def publish_folder(target: Path, files: Mapping[str, bytes], manifest: Manifest,
         raise FileExistsError(str(target))
     disk.make_folders(target.parent)
     staging = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
-    written, sealed = seal(files, manifest)
     try:
         disk.make_folder(staging)
-        for name, content in {**files, **sealed}.items():
-            disk.make_folders((staging / name).parent)
-            disk.write(staging / name, content)
+        # hashing frees the interpreter and the disk needs no processor: beside each other they take the longer's time
+        with ThreadPoolExecutor(1) as beside:
+            hashes = beside.submit(_hashes, files)
+            _write_all(staging, files, disk)
+        written, sealed = _sealed(hashes.result(), manifest)
+        _write_all(staging, sealed, disk)
         for folder in {staging, *(path.parent for name in files for path in _below(staging, name))}:
             disk.sync_folder(folder)
         disk.rename(staging, target)
@@ -111,6 +114,12 @@ def publish_folder(target: Path, files: Mapping[str, bytes], manifest: Manifest,
         disk.remove_tree(staging)
     disk.sync_folder(target.parent)
     return written
+
+
+def _write_all(folder: Path, files: Mapping[str, bytes], disk: Disk) -> None:
+    for name, content in files.items():
+        disk.make_folders((folder / name).parent)
+        disk.write(folder / name, content)
 
 
 def _below(folder: Path, name: str) -> list[Path]:
@@ -121,7 +130,14 @@ def _below(folder: Path, name: str) -> list[Path]:
 
 def seal(files: Mapping[str, bytes], manifest: Manifest) -> tuple[Manifest, dict[str, bytes]]:
     """Return the manifest with the files' hashes in it, and what it is written as: name to content."""
-    hashes = {name: hashlib.sha256(content).hexdigest() for name, content in sorted(files.items())}
+    return _sealed(_hashes(files), manifest)
+
+
+def _hashes(files: Mapping[str, bytes]) -> dict[str, str]:
+    return {name: hashlib.sha256(content).hexdigest() for name, content in sorted(files.items())}
+
+
+def _sealed(hashes: Mapping[str, str], manifest: Manifest) -> tuple[Manifest, dict[str, bytes]]:
     written = replace(manifest, files=hashes)
     raw = encode_manifest(written)
     return written, {MANIFEST_NAME: raw, SEAL_NAME: f"{hashlib.sha256(raw).hexdigest()}  {MANIFEST_NAME}\n".encode()}
