@@ -169,12 +169,13 @@ class Patience:
             detail = (
                 f"no answer within {self._limits.timeout_s:g} seconds; to mend it: ask again later, or for less at once"
             )
-            await _busy("timeout", detail)(scope, receive, send)
+            # what is still being sent is not waited for, so the connection cannot be used again
+            await _busy("timeout", detail, Connection="close")(scope, receive, send)
         await work
 
 
-def _busy(kind: str, detail: str) -> ASGIApp:
-    return problem(503, kind, detail, headers={"Retry-After": str(RETRY_AFTER_SECONDS)})
+def _busy(kind: str, detail: str, **headers: str) -> ASGIApp:
+    return problem(503, kind, detail, headers={"Retry-After": str(RETRY_AFTER_SECONDS), **headers})
 
 
 def checked_origins(origins: Sequence[str]) -> list[str]:

@@ -138,6 +138,10 @@ def install(app: FastAPI, max_body: int) -> None:
     app.add_middleware(BodyLimit, limit=max_body)
 
 
+class _Gone(Exception):
+    """The caller left, or was answered, before the body was there: half a body is no question."""
+
+
 class BodyLimit:
     """Answers 413 as soon as a body is longer than `limit` bytes, whatever its headers said.
 
@@ -157,7 +161,10 @@ class BodyLimit:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        body = await self._read(scope, receive)
+        try:
+            body = await self._read(scope, receive)
+        except _Gone:
+            return
         if body is None:
             detail = f"the body is longer than {self._limit} bytes; to mend it: send a shorter one"
             # what is still being sent is not read, so the connection cannot be used again
@@ -175,7 +182,7 @@ class BodyLimit:
         while more:
             message = await receive()
             if message["type"] != "http.request":
-                break
+                raise _Gone
             parts.append(message.get("body", b""))
             length += len(parts[-1])
             if length > self._limit:

@@ -17,9 +17,9 @@ _OWNER_ONLY = 0o600
 class SlateLog:
     """Appends one line a slate to a file a day (UTC), which its owner alone can read.
 
-    A line holds the slate as it was answered, without titles and reasons, and the question's user, k and filters.
-    Clicks name the slate by `request_id`. A line that cannot be written is counted and logged; the answer is given all
-    the same.
+    A line holds the slate as it was answered, without titles and reasons, and the question, without its text. Clicks
+    name the slate by `request_id`. A line that cannot be written is counted and logged; the answer is given all the
+    same.
 
     Parameters
     ----------

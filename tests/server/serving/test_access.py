@@ -204,6 +204,18 @@ def test_an_answer_that_takes_too_long_is_a_problem(store: Registry) -> None:
         assert client.get("/healthz").status_code == 200
 
 
+def test_a_body_that_never_comes_holds_no_place(store: Registry) -> None:
+    with asking(store, limits=Limits(timeout_s=0.2, at_once=1)) as client:
+        address = (client.base_url.host, client.base_url.port or 0)
+        with socket.create_connection(address, 30) as raw:
+            raw.sendall(f"POST {ASK} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{{".encode())
+            answer = b"".join(iter(lambda: raw.recv(65_536), b""))
+            assert b" 503 " in answer.split(b"\r\n", 1)[0]
+            # the half-sent request is still open at this end
+            statuses = {client.get("/v1/model").status_code for _ in range(50)}
+            assert 200 in statuses
+
+
 def test_more_than_fits_at_once_is_a_problem(store: Registry) -> None:
     held = Held()
     with asking(store, QueryTexts(held), limits=Limits(at_once=1)) as client:
