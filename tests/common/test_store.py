@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.numpy import save
 
 from common.errors import ArtifactCorrupt
 from common.manifests import Manifest
@@ -151,6 +152,29 @@ def test_packed_arrays_come_back_and_the_same_arrays_give_the_same_bytes(named: 
     for name, array in named.items():
         assert found[name].dtype == array.dtype
         np.testing.assert_array_equal(found[name], array)
+
+
+TYPES = "bool uint8 int8 int16 uint16 float16 int32 uint32 float32 float64 int64 uint64".split()
+named_arrays = st.dictionaries(
+    st.text(st.characters(exclude_categories=["Cs"]), max_size=5),
+    st.builds(
+        lambda shape, dtype: np.arange(np.prod(shape)).reshape(shape).astype(dtype), shapes, st.sampled_from(TYPES)
+    ),
+    max_size=5,
+)
+
+
+@given(named_arrays)
+def test_packed_arrays_are_byte_for_byte_what_the_library_writes(named: dict[str, np.ndarray]) -> None:
+    assert pack_arrays(named) == save(named)
+    assert pack_arrays({name: array.astype(array.dtype.newbyteorder(">")) for name, array in named.items()}) == save(
+        named
+    )
+
+
+def test_a_type_that_the_format_does_not_know_is_refused() -> None:
+    with pytest.raises(KeyError, match="complex128"):
+        pack_arrays({"a": np.ones(2, dtype=np.complex128)})
 
 
 def test_packing_does_not_depend_on_memory_layout() -> None:
