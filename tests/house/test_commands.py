@@ -48,7 +48,9 @@ def test_there_is_a_readme() -> None:
     assert README.is_file()
 
 
-@pytest.mark.parametrize("path", [README, SECURITY, BENCHMARKS, *DOCS], ids=lambda path: path.relative_to(ROOT).as_posix())
+@pytest.mark.parametrize(
+    "path", [README, SECURITY, BENCHMARKS, *DOCS], ids=lambda path: path.relative_to(ROOT).as_posix()
+)
 def test_every_command_of_a_document_parses(path: Path) -> None:
     assert not _complaints(_typed_in(path))
 

@@ -8,8 +8,9 @@ from packaging.requirements import Requirement
 from tests.house.tree import PACKAGES, ROOT, modules
 
 TOP = {
-    ".ci", ".dockerignore", ".gitignore", "Dockerfile", "LICENSE", "Makefile", "README.md", "SECURITY.md", "anabranch", "benchmarks",
-    "client", "common", "constraints.txt", "docker-compose.yml", "docs", "pyproject.toml", "server", "stream", "tests",
+    ".ci", ".dockerignore", ".gitignore", "Dockerfile", "LICENSE", "Makefile", "README.md", "SECURITY.md", "anabranch",
+    "benchmarks", "client", "common", "constraints.txt", "docker-compose.yml", "docs", "pyproject.toml", "server",
+    "stream", "tests",
 }  # fmt: skip
 
 
