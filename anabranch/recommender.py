@@ -103,6 +103,7 @@ class Recommender:
         allow: Iterable[str] = (),
         deny: Iterable[str] = (),
         diversity: float = 0.0,
+        at: int | None = None,
     ) -> Slate:
         """Recommend for a user, a history, a text, or any of them together; what is popular when none is given.
 
@@ -126,6 +127,8 @@ class Recommender:
             Only these items (none takes all), and none of those.
         diversity
             0 to 1: how much less alike the items are to be, by their texts.
+        at
+            When it is asked, in milliseconds since the epoch; None is not long after the user's last like.
 
         Raises
         ------
@@ -145,6 +148,7 @@ class Recommender:
             tuple(allow),
             tuple(deny),
             diversity,
+            at,
         )
         vector = None if query is None else self._queries.vector(self.bundle.model, query)
         return recommend(self.bundle, question, vector, self._new_id())

@@ -8,7 +8,7 @@ import numpy as np
 
 from common.errors import ArtifactCorrupt
 
-SCHEMA = 3
+SCHEMA = 4
 """Version of what a snapshot says of a blend; another one is refused."""
 MEMBERS = ("neighbours", "factors", "content", "popularity")
 BLEND_ARRAYS = (
@@ -20,6 +20,9 @@ BLEND_ARRAYS = (
     "popularity",
     "positives",
     "habit",
+    "opening_weights",
+    "opening_habit",
+    "moments",
     "tried_starts",
     "tried_items",
 )
@@ -39,7 +42,8 @@ class BlendMembers:
       of the history as its users are folded from `history_factors`;
     - popularity: as it stands here, the same for everybody.
 
-    Where there are habits, each item that the user liked before gets its `habit` on top.
+    Where there are habits, each item that the user liked before gets its `habit` on top. A question asked later than
+    `visit_ms` after the user's newest like opens a visit: it has `opening_weights` and `opening_habit` instead.
 
     Parameters
     ----------
@@ -56,11 +60,17 @@ class BlendMembers:
         Likes of each user, those beyond the window included, int64 [u].
     habit
         float32 [s], one for each of the snapshot's `seen_items`; or [0], where users like nothing twice.
+    opening_weights, opening_habit
+        float64 [1, m] and float32 [s], or [0, m] and [0].
+    moments
+        Milliseconds of each user's newest like, -1 for no time, int64 [u]; or [0].
     tried_starts, tried_items
-        int64 [u + 1] and int32 [t]: what each user tried, liked or not, oldest first: the snapshot's histories, and what
-        was rated low between. Nobody is shown that either, unless `repeats` are allowed: `seen_items` has it.
+        int64 [u + 1] and int32 [t]: what each user tried, liked or not, oldest first: the snapshot's histories, and
+        what was rated low between. Nobody is shown that either, unless `repeats` are allowed: `seen_items` has it.
     buckets
         Least length of history of each row of `weights`, rising from 0.
+    visit_ms
+        Likes of a user no further apart than this are of one visit.
     unknown_popularity
         Popularity of an item that the learner does not know.
     text_columns
@@ -77,16 +87,28 @@ class BlendMembers:
     popularity: np.ndarray
     positives: np.ndarray
     habit: np.ndarray
+    opening_weights: np.ndarray
+    opening_habit: np.ndarray
+    moments: np.ndarray
     tried_starts: np.ndarray
     tried_items: np.ndarray
     buckets: tuple[int, ...]
+    visit_ms: int
     unknown_popularity: float
     text_columns: int
     repeats: bool
 
-    def weights_of(self, likes: int) -> np.ndarray:
-        """Return the members' weights for a user with so many likes, float64 [m]."""
-        row: np.ndarray = self.weights[sum(likes >= least for least in self.buckets) - 1]
+    def opens_visit(self, user: int, at: int | None) -> bool:
+        """Return whether at that time, in milliseconds, a user's row comes for another visit; False without a time."""
+        if at is None or not len(self.moments):
+            return False
+        return 0 <= int(self.moments[user]) < at - self.visit_ms
+
+    def weights_of(self, likes: int, *, opens: bool = False) -> np.ndarray:
+        """Return the members' weights for a user with so many likes, or where a visit opens, float64 [m]."""
+        row: np.ndarray = (
+            self.opening_weights[0] if opens else self.weights[sum(likes >= least for least in self.buckets) - 1]
+        )
         return row
 
     def arrays(self) -> dict[str, np.ndarray]:
@@ -99,6 +121,7 @@ class BlendMembers:
             "schema": SCHEMA,
             "members": list(MEMBERS),
             "buckets": list(self.buckets),
+            "visit_ms": self.visit_ms,
             "unknown_popularity": self.unknown_popularity,
             "text_columns": self.text_columns,
             "repeats": self.repeats,
@@ -126,13 +149,16 @@ def read_blend(arrays: Mapping[str, np.ndarray], details: Mapping[str, Any], whe
     blend = BlendMembers(
         **{name: arrays[f"blend.{name}"] for name in BLEND_ARRAYS},
         buckets=tuple(int(least) for least in details["buckets"]),
+        visit_ms=int(details["visit_ms"]),
         unknown_popularity=float(details["unknown_popularity"]),
         text_columns=int(details["text_columns"]),
         repeats=bool(details["repeats"]),
     )
     _check(blend, where)
-    if len(blend.habit) not in (0, len(arrays.get("seen_items", ()))):
-        raise ArtifactCorrupt(f"tensor 'blend.habit' of {where} does not fit the tensor 'seen_items'")
+    seen = len(arrays.get("seen_items", ()))
+    for name in ("habit", "opening_habit"):
+        if len(arrays[f"blend.{name}"]) not in (0, seen):
+            raise ArtifactCorrupt(f"tensor 'blend.{name}' of {where} does not fit the tensor 'seen_items'")
     return blend
 
 
@@ -153,3 +179,7 @@ def _check(blend: BlendMembers, where: str) -> None:
         raise ArtifactCorrupt(
             f"tensor 'blend.weights' of {where} is {blend.weights.shape}", expected=f"a row of each of {blend.buckets}"
         )
+    if len(blend.moments) not in (0, len(blend.positives)):
+        raise ArtifactCorrupt(f"tensor 'blend.moments' of {where} does not fit the other tensors")
+    if blend.opening_weights.shape != (int(len(blend.moments) > 0), len(MEMBERS)) and len(blend.positives):
+        raise ArtifactCorrupt(f"tensor 'blend.opening_weights' of {where} does not fit the tensor 'blend.moments'")

@@ -42,8 +42,8 @@ class Contender(Protocol):
         """Take the candidates, in the order of their rows."""
         ...
 
-    def scores(self, user: str) -> np.ndarray:
-        """Return the score of every candidate, float32 [n], larger is better."""
+    def scores(self, user: str, at: int | None = None) -> np.ndarray:
+        """Return the score of every candidate at a time in milliseconds, float32 [n], larger is better."""
         ...
 
     def learn(self, event: Interaction, feedback: Feedback) -> None:
@@ -94,9 +94,9 @@ class Learner:
         if described and isinstance(self.ranker, Blend | Content | MF):
             self.ranker.describe(described, np.stack([self._texts[item] for item in described]))
 
-    def scores(self, user: str) -> np.ndarray:
+    def scores(self, user: str, at: int | None = None) -> np.ndarray:
         """Return the ranker's scores; minus infinity for what it would not show the user."""
-        scored = self.ranker.scores(user)
+        scored = self.ranker.scores(user, at=at)
         if self._tries is not None and not self._tries.repeats:
             scored[self.ranker.seen_rows(user)] = -np.inf
         return scored
@@ -237,7 +237,7 @@ class _Contest:
         self.tests.append((user, row, self.lengths[user], int(self.counts[row]), inside))
         for name, contender in self.contenders.items():
             started = time.process_time()
-            scores = contender.scores(event.user_id)
+            scores = contender.scores(event.user_id, event.ts)
             self.answered[name].add(started)
             rank, best = rank_among(scores, left_out, row, self.settings.k)
             self.ranks[name].append(rank)

@@ -197,7 +197,7 @@ class Progressive:
     def step(self, user: str, item: str, weight: float, ts: int | None = None) -> int | None:
         """Test with one liked event, then learn it; return the first contender's rank, or None when not tested.
 
-        `ts` is its time in milliseconds, for learners that drop what is old.
+        `ts` is its time in milliseconds, for learners that drop what is old or mind when they are asked.
         """
         number, self.liked = self.liked, self.liked + 1
         due = number >= self.protocol.warm_events and (number - self.protocol.warm_events) % self.protocol.every == 0
@@ -210,7 +210,7 @@ class Progressive:
         for name, learner in self.contenders.items():
             started = time.perf_counter()
             if due:
-                rank = self._test(name, learner, user, item, place)
+                rank = self._test(name, learner, user, item, place, ts)
                 watched = rank if watched is None else watched
             learner.learn_one(user, item, weight, {"ts": ts})
             self._tallies[name].took(time.perf_counter() - started)
@@ -232,11 +232,12 @@ class Progressive:
         self.evaluated += 1
         return place
 
-    def _test(self, name: str, learner: ArrayRanker, user: str, item: str, place: int) -> int:
+    def _test(self, name: str, learner: ArrayRanker, user: str, item: str, place: int, ts: int | None) -> int:
         row = learner.item_row(item)
         if row is None:
             return learner.n_items + 1
-        rank, best = learner.rank_of(user, row, self.protocol.k, exclude_seen=not self.protocol.tests_repeats)
+        among_unseen = not self.protocol.tests_repeats
+        rank, best = learner.rank_of(user, row, self.protocol.k, exclude_seen=among_unseen, at=ts)
         self._tallies[name].add(place, rank, best, self.protocol.k, learner.n_items)
         return rank
 

@@ -1,7 +1,7 @@
 """The HTTP edge: it checks, asks the pure functions, and says what went wrong; nothing else."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Path, Query
@@ -57,12 +57,15 @@ class Answering:
         Gives request ids.
     live
         What users did since the snapshot; None leaves it at the snapshot.
+    clock
+        When a question is asked that does not say so.
     """
 
     source: BundleSource
     queries: QueryTexts
     new_id: RequestIds = random_request_id
     live: RecentEvents | None = None
+    clock: Clock = wall_clock
 
     def slate(self, question: Question) -> dict[str, Any]:
         """Answer from one bundle, taken once: query, items, clicks since and version belong together."""
@@ -72,7 +75,8 @@ class Answering:
         if self.live is not None and question.user_id is not None:
             offsets = {} if bundle.stream is None else bundle.stream.snapshot.offsets
             recent = self.live.since(question.user_id, offsets)
-        slate = recommend(bundle, question, vector, self.new_id(), recent=recent)
+        asked = replace(question, at=self.clock()) if question.at is None else question
+        slate = recommend(bundle, asked, vector, self.new_id(), recent=recent)
         return slate_payload(slate, explain=question.explain)
 
 
@@ -98,7 +102,7 @@ def create_app(
     queries
         Encodes query texts.
     clock
-        For ages, and the time of events that have none.
+        For ages, and the time of questions and events that have none.
     new_id
         Gives request ids, and ids of events that have none.
     limits
@@ -137,7 +141,7 @@ def create_app(
     app.add_middleware(Measured, metrics=metrics)
 
     def answer(question: Question) -> dict[str, Any]:
-        slate = Answering(source, queries, new_id, live).slate(question)
+        slate = Answering(source, queries, new_id, live, clock).slate(question)
         metrics.slate(known_user=slate["known_user"])
         if slates is not None:
             asked = asdict(question)
@@ -188,6 +192,7 @@ def _add_questions(app: FastAPI, source: BundleSource, answer: Callable[[Questio
             allow=tuple(body.allow),
             deny=tuple(body.deny),
             diversity=body.diversity,
+            at=body.at,
         )
         return answer(question)
 

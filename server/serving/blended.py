@@ -52,6 +52,8 @@ class Asked:
         What habit adds to the first items of `seen`, float32.
     tried
         Rows of the items tried, liked or not, int64 [t], oldest first: what neighbours go by.
+    opens
+        Whether the question opens a visit; `habit` is as of then.
     """
 
     history: np.ndarray
@@ -59,6 +61,7 @@ class Asked:
     seen: np.ndarray
     habit: np.ndarray
     tried: np.ndarray
+    opens: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +138,7 @@ def blended(bundle: Bundle, stream: Stream, blend: BlendMembers, asked: Asked, q
         shown[asked.seen] = False
     raw, sums = _raw(bundle, snapshot, blend, asked)
     z, spread = _standardised(raw, shown)
-    weights = blend.weights_of(asked.likes)
+    weights = blend.weights_of(asked.likes, opens=asked.opens)
     again = np.zeros(len(shown))
     again[asked.seen[: len(asked.habit)]] = asked.habit
     scores = weights @ z + again

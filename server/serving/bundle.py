@@ -108,14 +108,24 @@ class Bundle:
         snapshot = self.stream.snapshot
         return snapshot.seen_items[snapshot.seen_starts[row] : snapshot.seen_starts[row + 1]]
 
-    def habit_of(self, user_id: str | None) -> np.ndarray:
-        """Return what habit adds to the score of each item of `seen_by`, float32; empty where there are no habits."""
+    def opens_visit(self, user_id: str | None, at: int | None) -> bool:
+        """Return whether at that time, in milliseconds, the user comes for another visit than that of the snapshot."""
+        row = self._user_row(user_id)
+        blend = None if self.stream is None else self.stream.snapshot.blend
+        return row is not None and blend is not None and blend.opens_visit(row, at)
+
+    def habit_of(self, user_id: str | None, *, opens: bool = False) -> np.ndarray:
+        """Return what habit adds to the score of each item of `seen_by`, float32; empty where there are no habits.
+
+        `opens`: where the question opens a visit.
+        """
         row = self._user_row(user_id)
         blend = None if self.stream is None else self.stream.snapshot.blend
         if self.stream is None or row is None or blend is None or not len(blend.habit):
             return np.empty(0, dtype=np.float32)
         starts = self.stream.snapshot.seen_starts
-        return blend.habit[starts[row] : starts[row + 1]]
+        habit = blend.opening_habit if opens else blend.habit
+        return habit[starts[row] : starts[row + 1]]
 
     def tried_by(self, user_id: str | None) -> np.ndarray:
         """Return the rows that the user tried of late, oldest first, where the learner tells them; empty otherwise."""
@@ -283,8 +293,14 @@ def _moved_blend(snapshot: MFSnapshot, blend: BlendMembers, target: np.ndarray, 
         pair_weights=blend.pair_weights[stay],
         tried_starts=tried_starts,
         tried_items=tried_items,
-        habit=blend.habit[target[snapshot.seen_items] >= 0] if len(blend.habit) else blend.habit,
+        habit=_kept_habit(blend.habit, target[snapshot.seen_items] >= 0),
+        opening_habit=_kept_habit(blend.opening_habit, target[snapshot.seen_items] >= 0),
     )
+
+
+def _kept_habit(habit: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    """Return what is said of the seen items that are kept; empty where users like nothing twice."""
+    return habit[kept] if len(habit) else habit
 
 
 def _moved_lists(starts: np.ndarray, items: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

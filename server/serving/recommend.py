@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from common.errors import InvalidSetting, UnknownName, UsageError
-from common.events import MAX_ID_LENGTH
+from common.events import MAX_ID_LENGTH, MAX_TS
 from common.recent import NOTHING, Recent
 from server.serving.blended import Asked, blended
 from server.serving.bundle import Bundle
@@ -60,6 +60,9 @@ class Question:
         None of these items, whatever else is said.
     diversity
         0 to 1: how much less alike the items are to be, by their texts; see `server.serving.diversity`.
+    at
+        When it is asked, in milliseconds since the epoch: long after the user's last like it opens another visit, where
+        the learner minds visits. None is not long after.
 
     Raises
     ------
@@ -77,9 +80,12 @@ class Question:
     allow: tuple[str, ...] = ()
     deny: tuple[str, ...] = ()
     diversity: float = 0.0
+    at: int | None = None
 
     def __post_init__(self) -> None:
         checked_k(self.k)
+        if self.at is not None and not 0 <= self.at < MAX_TS:
+            raise InvalidSetting(f"at {self.at}", expected="milliseconds since the epoch, or none")
         if not 0.0 <= self.diversity <= 1.0:
             raise InvalidSetting(f"diversity {self.diversity}", expected="0 to 1")
         for name, ids in (("categories", self.categories), ("allow", self.allow), ("deny", self.deny)):
@@ -261,12 +267,15 @@ def _asked(bundle: Bundle, question: Question, recent: Recent) -> Asked:
     tried = _rows(bundle, recent.tried) if blend is not None else liked
     seen = liked if blend is None or blend.repeats else tried
     before = np.empty(0, dtype=np.int64) if known is None else known.astype(np.int64)
+    # what was liked since the snapshot is of the visit that goes on
+    opens = not len(liked) and not len(given) and bundle.opens_visit(user, question.at)
     return Asked(
         history=np.concatenate([before, liked, given]),
         likes=bundle.likes_of(user) + len(liked) + len(given),
         seen=np.concatenate([bundle.seen_by(user).astype(np.int64), seen, given]),
-        habit=bundle.habit_of(user),
+        habit=bundle.habit_of(user, opens=opens),
         tried=np.concatenate([bundle.tried_by(user).astype(np.int64), tried, given]),
+        opens=opens,
     )
 
 

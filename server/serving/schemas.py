@@ -58,6 +58,9 @@ class RecommendationRequest(BaseModel):
     diversity: float = Field(
         default=0.0, ge=0.0, le=1.0, description="How much less alike the items are to be, by their texts"
     )
+    at: Annotated[int, Field(ge=0, lt=MAX_TS), BeforeValidator(_integral)] | None = Field(
+        default=None, description="When it is asked, in milliseconds since the epoch; now, where it is not given"
+    )
 
 
 class ReasonOut(BaseModel):

@@ -94,6 +94,10 @@ class ArrayRanker(Ranker):  # type: ignore[misc]  # river has no types
         """Return the score of every known item for a user's row, float32 [n_items]; -1 has no history."""
         raise NotImplementedError
 
+    def _scores_at(self, user: int, at: int | None) -> np.ndarray:
+        """Return `_scores` as of a moment; the same for all who do not mind the time."""
+        return self._scores(user)
+
     def _unknown_item_score(self, user: int, item: str) -> float:
         """Return the score the item would have if it were added now."""
         raise NotImplementedError
@@ -309,7 +313,7 @@ class ArrayRanker(Ranker):  # type: ignore[misc]  # river has no types
 
     # --- reading ----------------------------------------------------------------------------------------------------
 
-    def scores(self, user: str, history: Sequence[str] | None = None) -> np.ndarray:
+    def scores(self, user: str, history: Sequence[str] | None = None, at: int | None = None) -> np.ndarray:
         """Return the score of every known item, float32 [n_items].
 
         Parameters
@@ -319,10 +323,12 @@ class ArrayRanker(Ranker):  # type: ignore[misc]  # river has no types
         history
             Items liked, oldest first, instead of what is known of the user: they count as if the user had liked them
             and nothing had been learned from it. Unknown items are left out.
+        at
+            When it is asked, in milliseconds, for rankers that mind it; None is not long after the user's last like.
         """
         place = self._row_of(user)
         if history is None:
-            return self._scores(place)
+            return self._scores_at(place, at)
         with self._seated(history) as place:
             return self._scores(place)
 
@@ -369,6 +375,7 @@ class ArrayRanker(Ranker):  # type: ignore[misc]  # river has no types
         exclude_seen: bool = True,
         candidates: Iterable[str] | None = None,
         history: Sequence[str] | None = None,
+        at: int | None = None,
     ) -> list[tuple[str, float]]:
         """Return the k best known items with their scores, best first, ties in the order of the ids.
 
@@ -385,6 +392,8 @@ class ArrayRanker(Ranker):  # type: ignore[misc]  # river has no types
         history
             For a user that is not known: what they liked, oldest first (see `scores`). A known user's own history
             stands.
+        at
+            When it is asked, as for `scores`.
         """
         if type(k) is not int or k < 1:
             raise InvalidSetting(f"k {k!r}", expected="an int of 1 or more")
@@ -393,7 +402,7 @@ class ArrayRanker(Ranker):  # type: ignore[misc]  # river has no types
             with self._seated(history) as place:
                 scores, seen = self._scores(place), self._seen(place)
         else:
-            scores, seen = self._scores(place), self._seen(place)
+            scores, seen = self._scores_at(place, at), self._seen(place)
         barred = seen if exclude_seen else seen[:0]
         if candidates is not None:
             allowed = np.zeros(len(scores), dtype=bool)
@@ -408,8 +417,9 @@ class ArrayRanker(Ranker):  # type: ignore[misc]  # river has no types
         return found[:k]
 
     def rank_of(
-        self, user: str, item_row: int, k: int, *, exclude_seen: bool = True, among: np.ndarray | None = None
-    ) -> tuple[int, np.ndarray]:
+        self, user: str, item_row: int, k: int, *, exclude_seen: bool = True, among: np.ndarray | None = None,
+        at: int | None = None,
+    ) -> tuple[int, np.ndarray]:  # fmt: skip
         """Return the item's rank, from 1, ties against it, and the k best rows.
 
         Parameters
@@ -420,13 +430,15 @@ class ArrayRanker(Ranker):  # type: ignore[misc]  # river has no types
             Among the unseen only.
         among
             Rows to rank among, int64, the item's with them; None takes all.
+        at
+            When it is asked, as for `scores`.
         """
         hidden = self.seen_rows(user) if exclude_seen else np.zeros(0, dtype=np.int64)
         if among is not None:
             others = np.ones(self.n_items, dtype=bool)
             others[among] = False
             hidden = np.concatenate([hidden, np.flatnonzero(others)])
-        rank, best = rank_among(self.scores(user), hidden, item_row, k)
+        rank, best = rank_among(self.scores(user, at=at), hidden, item_row, k)
         return rank, best
 
     # --- state ------------------------------------------------------------------------------------------------------

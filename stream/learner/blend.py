@@ -13,7 +13,7 @@ from stream.learner.admission import learnable_id
 from stream.learner.blending import Learned, Opinions, ask_all, flattened, teach_all, try_item
 from stream.learner.factors import FactorsPart
 from stream.learner.freeze import frozen_snapshot
-from stream.learner.habit import Habit
+from stream.learner.habit import VISIT_MS, Habit
 from stream.learner.haste import Haste
 from stream.learner.kernels import UserRows
 from stream.learner.lists import all_histories
@@ -30,6 +30,10 @@ BUCKETS = (0, 1, 6, 21)
 """Each length of history from one of these on, up to the next, has weights of its own."""
 START = (1.0, 1.0, 0.3, 0.1)
 """The members' weights before anything is learned; the best of three on MovieLens-100K."""
+OPENING = (0.1, 0.1, 0.1, 0.1)
+"""The same where a question opens a visit: habit has most to say. By hand, on the first 30,000 of online-retail."""
+OPENING_FOCUS = 0.0
+"""q where a question opens a visit: there are few of these, and each is nearly hopeless at first."""
 MOST_WEIGHED = 8192
 """With more items than this, weights are learned from every n-th event only: so an event costs no more than these."""
 TRIED = np.float32(0.7)
@@ -63,7 +67,8 @@ class Blend(PartRanker):
         Rate of the weights, and q.
     repeats
         Whether what a user liked before may be shown again (shops re-buy; films are watched once). Then the score of
-        such an item also has what `stream.learner.habit` learned about its kind.
+        such an item also has what `stream.learner.habit` learned about its kind, and a question that is asked at a time
+        at which the user comes for another visit has weights of its own, which are learned with q = 0.
     ttl_days, admit_at
         As for `MF`: what starts anew is the factors' row, the other members fade by themselves.
     drift_boost, drift_events
@@ -145,7 +150,7 @@ class Blend(PartRanker):
         )  # fmt: skip
         self._neighbours = NeighboursPart(window, places, gap, neighbour_recency, alpha, beta, 1.0)
         self._popularity = PopularityPart(half_life, 0.5)
-        self._habit = Habit(len(BUCKETS)) if repeats else None
+        self._habit = Habit(len(BUCKETS) + 1) if repeats else None
         parts = (self._neighbours, self._factors, self._texts, self._popularity)
         super().__init__(parts, seed, window, Retention(ttl_days, admit_at))
         self._add_arrays()
@@ -165,11 +170,12 @@ class Blend(PartRanker):
             "tried.ring": np.zeros((0, self.window), dtype=np.int32),
             "tried.positives": np.zeros(0, dtype=np.int64),
         }
-        self._fixed_arrays["weights"] = np.tile(np.array(START, dtype=np.float64), (len(BUCKETS), 1))
+        opening = [] if self._habit is None else [OPENING]
+        self._fixed_arrays["weights"] = np.array([START] * len(BUCKETS) + opening, dtype=np.float64)
 
     def _rewire(self) -> None:
         super()._rewire()
-        self._last: tuple[tuple[int, int, int], Opinions] | None = None
+        self._last: tuple[tuple[int, int, int, bool], Opinions] | None = None
         if "tried.ring" in self._user_arrays:  # the base classes wire before there are all arrays
             arrays = self._user_arrays
             self._tried = UserRows(arrays["tried.ring"], arrays["tried.positives"], arrays["newest"])
@@ -223,13 +229,22 @@ class Blend(PartRanker):
         """Return the learned weights: least length of history, to member, to weight."""
         return {
             least: dict(zip(MEMBERS, map(float, row), strict=True))
-            for least, row in zip(BUCKETS, self._fixed_arrays["weights"], strict=True)
+            for least, row in zip(BUCKETS, self._fixed_arrays["weights"][: len(BUCKETS)], strict=True)
         }
 
     def _scores(self, user: int) -> np.ndarray:
+        return self._scores_at(user, None)
+
+    def _scores_at(self, user: int, at: int | None) -> np.ndarray:
         row = self._with_history(user)
         # a row behind the known ones is another guest each time
-        return self._ask(row, 0).total if row >= self.n_users else self._opinions(row).total.copy()
+        return (
+            self._ask(row, 0).total if row >= self.n_users else self._opinions(row, self._opens(row, at)).total.copy()
+        )
+
+    def _opens(self, row: int, at: object) -> bool:
+        """Return whether a question of this time opens a visit; a guest says what it liked, not when."""
+        return self._habit is not None and 0 <= row < self.n_users and self._habit.opens(row, at)
 
     def member_scores(self, user: str) -> Mapping[str, np.ndarray]:
         """Return what each member says of every known item, as z-scores, float32 [n_items]."""
@@ -238,34 +253,37 @@ class Blend(PartRanker):
     def _unknown_item_score(self, user: int, item: str) -> float:
         return float(self._ask(self._with_history(user), 1).total[-1])
 
-    def _opinions(self, row: int) -> Opinions:
+    def _opinions(self, row: int, opens: bool = False) -> Opinions:
         """Return the members' opinions for a user's row; those of the last question are at hand for its click."""
-        key = (row, self._events, self.n_items)
+        key = (row, self._events, self.n_items, opens)
         if self._last is None or self._last[0] != key:
-            self._last = key, self._ask(row, 0)
+            self._last = key, self._ask(row, 0, opens)
         return self._last[1]
 
-    def _ask(self, row: int, unknown: int) -> Opinions:
+    def _ask(self, row: int, unknown: int, opens: bool = False) -> Opinions:
         opinions = _opinions_of(self.n_items + unknown)
         ask_all(
             self._texts.described,
             self._events,
             row,
-            self._weights_of(row),
+            self._weights_of(row, opens),
             not self.repeats,
             self.n_items,
             *opinions,
             *self._flat,
         )
         if self._habit is not None and 0 <= row < self.n_users:  # a guest says what it liked, not when
-            self._habit.add(row, self._bucket_of(row), opinions.total)
+            self._habit.add(row, self._table_of(row, opens), opens, opinions.total)
         return opinions
 
-    def _bucket_of(self, row: int) -> int:
+    def _table_of(self, row: int, opens: bool) -> int:
+        """Return the row of what is learned for each length of history; questions that open a visit have the last."""
+        if opens:
+            return len(BUCKETS)
         return bisect_right(BUCKETS, 0 if row < 0 else int(self._users.positives[row])) - 1
 
-    def _weights_of(self, row: int) -> np.ndarray:
-        weights: np.ndarray = self._fixed_arrays["weights"][self._bucket_of(row)]
+    def _weights_of(self, row: int, opens: bool) -> np.ndarray:
+        weights: np.ndarray = self._fixed_arrays["weights"][self._table_of(row, opens)]
         return weights
 
     def quicken(self) -> None:
@@ -283,9 +301,11 @@ class Blend(PartRanker):
             return
         row = self._with_history(user)
         rate, recalled = self._weight_rate(weight), self._reservoir.turn(user, item, self._events)
+        opens = self._opens(row, self._ts)
+        focus = OPENING_FOCUS if opens else float(self.focus)
         if self._habit is not None and rate and row >= 0:
-            share = min(weight, 1.0)
-            self._habit.weigh(row, self._bucket_of(row), self._opinions(row).total, item, share, float(self.focus))
+            table, total, share = self._table_of(row, opens), self._opinions(row, opens).total, min(weight, 1.0)
+            self._habit.weigh(row, table, opens, total, item, share, focus)
         self._log_size = teach_all(
             self._texts.described,
             self.n_items,
@@ -294,10 +314,10 @@ class Blend(PartRanker):
             item,
             weight,
             self._log_size,
-            *(self._opinions(row) if rate else self._nothing_said),
-            self._weights_of(row),
+            *(self._opinions(row, opens) if rate else self._nothing_said),
+            self._weights_of(row, opens),
             rate,
-            float(self.focus),
+            focus,
             *self._flat,
         )
         if recalled >= 0 and (users := self._reservoir.without(user, recalled)).positives[0]:
@@ -383,29 +403,33 @@ class Blend(PartRanker):
         self._popularity.score(-1, self._events, popularity)
         tried_starts, tried_items = all_histories(self._tried, self.n_users)
         return BlendMembers(
-            weights=self._fixed_arrays["weights"].copy(),
+            weights=self._fixed_arrays["weights"][: len(BUCKETS)].copy(),
             pair_starts=starts,
             pair_items=items,
             pair_weights=weights,
             neighbour_decay=self._neighbours.query.decay.copy(),
             popularity=popularity,
             positives=self._user_arrays["positives"][: self.n_users].copy(),
-            habit=self._frozen_habit(),
+            habit=self._frozen_habit(opens=False),
+            opening_weights=self._fixed_arrays["weights"][len(BUCKETS) :].copy(),
+            opening_habit=self._frozen_habit(opens=True),
+            moments=np.zeros(0, dtype=np.int64) if self._habit is None else self._habit.moments(self.n_users),
             tried_starts=tried_starts,
             tried_items=tried_items,
             buckets=BUCKETS,
+            visit_ms=VISIT_MS,
             unknown_popularity=self._popularity.unknown(-1, self._events, ""),
             text_columns=self.text_dimensions if self._texts.described else 0,
             repeats=self.repeats,
         )
 
-    def _frozen_habit(self) -> np.ndarray:
+    def _frozen_habit(self, *, opens: bool) -> np.ndarray:
         """Return what habit adds to each item of each user's seen ones, in rising order of their rows."""
         total, found = np.zeros(self.n_items, dtype=np.float32), [np.zeros(0, dtype=np.float32)]
         if self._habit is not None:
             for user in range(self.n_users):
                 seen = np.sort(self._seen(user))
-                self._habit.add(user, self._bucket_of(user), total)
+                self._habit.add(user, self._table_of(user, opens), opens, total)
                 found.append(total[seen])
                 total[seen] = 0.0
         return np.concatenate(found)

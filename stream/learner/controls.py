@@ -22,7 +22,7 @@ class RandomScores:
         """Take the candidates."""
         self._items = len(items)
 
-    def scores(self, user: str) -> np.ndarray:
+    def scores(self, user: str, at: int | None = None) -> np.ndarray:
         """Return random numbers."""
         return self._rng.random(self._items, dtype=np.float32)
 
@@ -54,7 +54,7 @@ class RawTexts:
         known = [self._texts.get(item, np.zeros(width)) for item in items]
         self._vectors = np.stack(known).astype(np.float32)
 
-    def scores(self, user: str) -> np.ndarray:
+    def scores(self, user: str, at: int | None = None) -> np.ndarray:
         """Return the likeness to the history."""
         newest = self._liked.get(user, [])[::-1]
         weights = np.exp(-np.arange(len(newest)) / self._recency).astype(np.float32)
@@ -94,13 +94,14 @@ class PersonalTop:
         self._rows = {item: row for row, item in enumerate(items)}
         self._likes = np.zeros(len(items), dtype=np.int64)
 
-    def scores(self, user: str) -> np.ndarray:
+    def scores(self, user: str, at: int | None = None) -> np.ndarray:
         """Return how often the user liked each, and what share of the most liked one's likes it has."""
         scored: np.ndarray = (self._likes / (self._likes.max(initial=0) + 1.0)).astype(np.float32)
         for row, times in self._before.get(user, {}).items():
             scored[row] += times
-        for row in self._basket.get(user, (0, {}))[1]:
-            scored[row] += -1e6 if self._basket_last else 1.0
+        ts, basket = self._basket.get(user, (0, {}))
+        for row in basket:
+            scored[row] += -1e6 if self._basket_last and at in (None, ts) else 1.0
         return scored
 
     def learn(self, event: Interaction, feedback: Feedback) -> None:
@@ -174,7 +175,7 @@ class RiverMF:
         self._factors = np.zeros((len(items), self._n_factors), dtype=np.float64)
         self._bias = np.zeros(len(items), dtype=np.float64)
 
-    def scores(self, user: str) -> np.ndarray:
+    def scores(self, user: str, at: int | None = None) -> np.ndarray:
         """Return the scores, without what all items have in common."""
         if user not in self._known:
             return self._bias.astype(np.float32)
@@ -232,7 +233,7 @@ class PeriodicEase:
         self._gram = np.zeros((len(items), len(items)), dtype=np.float32)
         self._similar = np.zeros((len(items), len(items)), dtype=np.float32)
 
-    def scores(self, user: str) -> np.ndarray:
+    def scores(self, user: str, at: int | None = None) -> np.ndarray:
         """Return the sum of the similarities to all that the user liked."""
         seen = self._seen.get(user)
         if not seen:

@@ -21,6 +21,9 @@ _AGES, _COUNTS = 6, 5
 KINDS = _AGES * _COUNTS
 """Visits ago (0, 1, 2, 3-4, 5-8, more) times in how many visits (1, 2, 3, 4, more)."""
 
+OPENING_WORTH = (2.0, 3.0, 4.0, 5.0, 6.0)
+"""What an item that was liked in so many visits (1, 2, 3, 4, more) is worth at first, where a visit opens; by hand."""
+
 
 class Visits(NamedTuple):
     """When users liked what, in visits.
@@ -37,7 +40,7 @@ class Visits(NamedTuple):
 
 
 class Habits(NamedTuple):
-    """What is learned: float64 [buckets, KINDS], what a kind of item is worth, and AdaGrad's sums."""
+    """What is learned: float64 [tables, KINDS], what a kind of item is worth, and AdaGrad's sums."""
 
     worth: np.ndarray
     sums: np.ndarray
@@ -51,21 +54,32 @@ def kind_of(ago: int, times: int) -> int:
 
 
 @compiled
-def add_habits(log: SeenLog, visits: Visits, user: int, newest: int, worth: np.ndarray, total: np.ndarray) -> None:
-    """Add to `total`, float32 [n], what the user's habit says of each item liked before; `worth` is one bucket's."""
+def opens_visit(newest: int, moment: int) -> bool:
+    """Return whether a moment is of another visit than the newest like's; both are milliseconds plus 1, 0 for none."""
+    return newest > 0 and moment - newest > VISIT_MS
+
+
+@compiled
+def add_habits(
+    log: SeenLog, visits: Visits, user: int, newest: int, opens: int, worth: np.ndarray, total: np.ndarray
+) -> None:
+    """Add to `total`, float32 [n], what the user's habit says of each item liked before; `worth` is one table's.
+
+    `opens` is 1 where the question opens another visit, which is not counted yet, and 0 where it does not.
+    """
     entry = newest
     while entry >= 0:
-        kind = kind_of(visits.number[user] - visits.last[entry], visits.times[entry])
+        kind = kind_of(visits.number[user] + opens - visits.last[entry], visits.times[entry])
         total[log.item[entry]] += np.float32(worth[kind])
         entry = log.previous[entry]
 
 
 @compiled
 def weigh_habits(
-    log: SeenLog, visits: Visits, user: int, newest: int, worth: np.ndarray, sums: np.ndarray,
+    log: SeenLog, visits: Visits, user: int, newest: int, opens: int, worth: np.ndarray, sums: np.ndarray,
     total: np.ndarray, item: int, rate: float, focus: float,
 ) -> None:  # fmt: skip
-    """One step of one bucket on the loss of `stream.learner.blending.weigh`; `total` has all items and their habits."""
+    """One step of one table on the loss of `stream.learner.blending.weigh`; `total` has all items and their habits."""
     hidden = np.zeros(len(total), dtype=np.bool_)
     shares = np.empty(len(total), dtype=np.float32)
     fill_shares(total, hidden, highest_of(total, hidden, total[item]), shares)
@@ -74,7 +88,7 @@ def weigh_habits(
     entry = newest
     while entry >= 0:
         row = log.item[entry]
-        kind = kind_of(visits.number[user] - visits.last[entry], visits.times[entry])
+        kind = kind_of(visits.number[user] + opens - visits.last[entry], visits.times[entry])
         slopes[kind] += np.float64(shares[row]) / mass - (1.0 if row == item else 0.0)
         entry = log.previous[entry]
     step = (np.float64(shares[item]) / mass) ** focus
@@ -88,7 +102,7 @@ def weigh_habits(
 def note_visit(log: SeenLog, visits: Visits, user: int, newest: int, item: int, moment: int) -> None:
     """Take note of a like that is in the log already; `moment` is its milliseconds plus 1, 0 for no time."""
     if moment > 0:
-        if visits.moment[user] > 0 and moment - visits.moment[user] > VISIT_MS:
+        if opens_visit(visits.moment[user], moment):
             visits.number[user] += 1
         visits.moment[user] = max(visits.moment[user], moment)
     entry = newest
@@ -99,17 +113,23 @@ def note_visit(log: SeenLog, visits: Visits, user: int, newest: int, item: int, 
         visits.last[entry] = visits.number[user]
 
 
+def moment_of(ts: object) -> int:
+    """Return a time in milliseconds plus 1, and 0 for anything but an int from 0 on."""
+    return ts + 1 if type(ts) is int and 0 <= ts < 2**62 else 0
+
+
 class Habit:
     """What users do again, for a ranker whose `stream.learner.base.ArrayRanker` arrays hold it.
 
     Parameters
     ----------
-    buckets
-        How many tables there are; the ranker says which one is a user's.
+    tables
+        How many tables there are; the ranker says which one a question is answered from. The last is that of questions
+        that open a visit.
     """
 
-    def __init__(self, buckets: int) -> None:
-        self._buckets = buckets
+    def __init__(self, tables: int) -> None:
+        self._tables = tables
 
     def user_arrays(self) -> Arrays:
         """Return the arrays with one row a user, each of no rows."""
@@ -120,8 +140,13 @@ class Habit:
         return {"habit.last": np.zeros(0, dtype=np.int32), "habit.times": np.zeros(0, dtype=np.int32)}
 
     def fixed_arrays(self) -> Arrays:
-        """Return what is learned as it starts: what was liked before is worth what any item is."""
-        return {"habit.worth": np.zeros((self._buckets, KINDS)), "habit.sums": np.ones((self._buckets, KINDS))}
+        """Return what is learned as it starts.
+
+        What was liked before is worth what any item is; where a visit opens, the more the more often it was liked.
+        """
+        worth = np.zeros((self._tables, KINDS))
+        worth[-1] = np.tile(OPENING_WORTH, _AGES)
+        return {"habit.worth": worth, "habit.sums": np.ones((self._tables, KINDS))}
 
     def wire(
         self,
@@ -137,17 +162,28 @@ class Habit:
         self._visits = Visits(users["habit.number"], users["habit.moment"], log["habit.last"], log["habit.times"])
         self._worth, self._sums = fixed["habit.worth"], fixed["habit.sums"]
 
-    def add(self, user: int, bucket: int, total: np.ndarray) -> None:
-        """Add to `total`, float32 [n], what the habit says of each item that a user liked before."""
-        add_habits(self._log, self._visits, user, self._users.newest[user], self._worth[bucket], total)
+    def opens(self, user: int, at: object) -> bool:
+        """Return whether at that time, in milliseconds, the user comes for another visit; False without a time."""
+        return bool(opens_visit(self._visits.moment[user], moment_of(at)))
 
-    def weigh(self, user: int, bucket: int, total: np.ndarray, item: int, share: float, focus: float) -> None:
-        """Learn from a like before it is noted: one step at `share` of `RATE`."""
-        worth, sums = self._worth[bucket], self._sums[bucket]
+    def moments(self, users: int) -> np.ndarray:
+        """Return the milliseconds of each user's newest like, -1 for no time, int64 [users]."""
+        moments: np.ndarray = self._visits.moment[:users] - 1
+        return moments
+
+    def add(self, user: int, table: int, opens: bool, total: np.ndarray) -> None:
+        """Add to `total`, float32 [n], what the habit says of each item that a user liked before."""
         newest = self._users.newest[user]
-        weigh_habits(self._log, self._visits, user, newest, worth, sums, total, item, share * RATE, focus)
+        add_habits(self._log, self._visits, user, newest, int(opens), self._worth[table], total)
+
+    def weigh(
+        self, user: int, table: int, opens: bool, total: np.ndarray, item: int, share: float, focus: float
+    ) -> None:
+        """Learn from a like before it is noted: one step at `share` of `RATE`."""
+        worth, sums, newest = self._worth[table], self._sums[table], self._users.newest[user]
+        visits, rate = self._visits, share * RATE
+        weigh_habits(self._log, visits, user, newest, int(opens), worth, sums, total, item, rate, focus)
 
     def note(self, user: int, item: int, ts: object) -> None:
         """Take note of a like after it was noted in the log; anything but an int from 0 on is no time."""
-        moment = ts + 1 if type(ts) is int and 0 <= ts < 2**62 else 0
-        note_visit(self._log, self._visits, user, self._users.newest[user], item, moment)
+        note_visit(self._log, self._visits, user, self._users.newest[user], item, moment_of(ts))

@@ -25,9 +25,13 @@ def members(items: int = 7) -> BlendMembers:
         popularity=np.linspace(0, 1, items).astype(np.float32),
         positives=np.array([2, 90], dtype=np.int64),
         habit=np.zeros(0, dtype=np.float32),
+        opening_weights=np.full((1, 4), 0.5),
+        opening_habit=np.zeros(0, dtype=np.float32),
+        moments=np.array([5_000, -1], dtype=np.int64),
         tried_starts=np.array([0, 1, 3], dtype=np.int64),
         tried_items=np.array([2, 0, 4], dtype=np.int32),
         buckets=(0, 3),
+        visit_ms=1_000,
         unknown_popularity=-1.5,
         text_columns=2,
         repeats=True,
@@ -59,6 +63,18 @@ def test_weights_go_by_the_number_of_likes(likes: int, row: int) -> None:
 
 
 @pytest.mark.parametrize(
+    ("user", "at", "opens"),
+    [(0, None, False), (0, 0, False), (0, 6_000, False), (0, 6_001, True), (1, 9_999, False)],
+)
+def test_a_visit_opens_long_after_the_newest_like(user: int, at: int | None, opens: bool) -> None:
+    blend = members()
+    assert blend.opens_visit(user, at) is opens
+    assert not replace(blend, moments=np.zeros(0, dtype=np.int64)).opens_visit(user, at)
+    expected = blend.opening_weights[0] if opens else blend.weights[1]
+    np.testing.assert_array_equal(blend.weights_of(9, opens=opens), expected)
+
+
+@pytest.mark.parametrize(
     ("name", "array", "named"),
     [
         ("pair_starts", np.array([0, 2, 1, 3, 3, 3, 3, 3]), "pair_starts"),
@@ -67,6 +83,9 @@ def test_weights_go_by_the_number_of_likes(likes: int, row: int) -> None:
         ("pair_items", np.array([1, 3, 7], dtype=np.int32), "pair_items"),
         ("pair_items", np.array([1, -1, 0], dtype=np.int32), "pair_items"),
         ("pair_weights", np.zeros(2, dtype=np.float32), "pair_items"),
+        ("moments", np.zeros(3, dtype=np.int64), "moments"),
+        ("opening_weights", np.zeros((0, 4)), "opening_weights"),
+        ("opening_habit", np.zeros(3, dtype=np.float32), "opening_habit"),
         ("weights", np.zeros((2, 3)), "weights"),
         ("weights", np.zeros((3, 4)), "weights"),
     ],

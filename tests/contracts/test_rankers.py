@@ -102,6 +102,17 @@ def test_reading_changes_nothing(make: Make) -> None:
 
 
 @every_learner
+def test_the_time_of_a_question_changes_no_state_and_matters_only_where_times_were_learned(make: Make) -> None:
+    learner = learned(make, some_events(200))
+    before = learner.state_sha256()
+    for user in ("user 1", "user 7", "stranger"):
+        assert np.array_equal(learner.scores(user, at=10**12), learner.scores(user))
+        assert learner.top_k(user, 5, at=10**12) == learner.top_k(user, 5)
+        assert learner.rank_of(user, 3, 5, at=10**12)[0] == learner.rank_of(user, 3, 5)[0]
+    assert learner.state_sha256() == before
+
+
+@every_learner
 def test_a_history_given_with_the_question_counts_as_the_users_own(make: Make) -> None:
     learner = learned(make, some_events(200))
     before, with_rows = learner.state_sha256(), type(learner).__name__ in WITH_USER_ROWS

@@ -14,11 +14,11 @@ from common.errors import ArtifactCorrupt, CheckpointMismatch
 from common.items import Catalogue, Item
 from common.settings import feedback_of
 from server.registry import Registry
-from server.serving.app import create_app
+from server.serving.app import Answering, create_app
 from server.serving.bundle import Bundle, align, load_bundle
 from server.serving.query import QueryTexts
 from server.serving.recommend import Question, Slate, recommend
-from server.serving.reload import ReloadingSource
+from server.serving.reload import FixedSource, ReloadingSource
 from server.serving.run import serve_in_thread
 from stream.broker import EmbeddedBroker
 from stream.consumer import LearnReport, StreamWorker, WorkerSettings
@@ -157,6 +157,37 @@ def test_where_repeats_are_allowed_seen_items_are_weighed_too(tmp_path: Path) ->
         assert_same(pairs(slate), dict(both.learner.top_k(user, 100, exclude_seen=False)))
         slate = ask(both.bundle, Question(user_id=user, k=100))
         assert_same(pairs(slate), dict(both.learner.top_k(user, 100)))
+
+
+def test_a_question_that_opens_a_visit_is_answered_as_the_learner_does(tmp_path: Path) -> None:
+    """The clicks lie an hour apart, so every user has several visits."""
+    learner, hour = small_blend(repeats=True), 3_600_000
+    learner.add_items(shop().ids)
+    for place, event in enumerate(some_events(300)):
+        learner.learn_one(event.user_id, event.item_id, 1.0, {"ts": place * hour})
+    registry = new_store(tmp_path, shop(("late", *CLICKED[::-1], *COLD)))
+    publish(registry, "v000001")
+    learner.describe(registry.catalogue.ids, vectors_of(registry))
+    publish_snapshot(tmp_path, learner.snapshot({}), 1, 5)
+    bundle, later = load_bundle(registry), 1_000 * hour
+    for user in (*learner.user_ids, "nobody"):
+        found = pairs(ask(bundle, Question(user_id=user, k=100, exclude_seen=False, at=later)))
+        assert_same(found, dict(learner.top_k(user, 100, exclude_seen=False, at=later)))
+        plain = pairs(ask(bundle, Question(user_id=user, k=100, exclude_seen=False)))
+        assert_same(plain, dict(learner.top_k(user, 100, exclude_seen=False)))
+        assert (plain == found) == (user == "nobody")
+        given = Question(user_id=user, history=(CLICKED[3],), k=100, exclude_seen=False)
+        assert pairs(ask(bundle, replace(given, at=later))) == pairs(ask(bundle, given))  # that visit is open
+    answering = Answering(FixedSource(registry, bundle), QueryTexts(lambda name: WordEncoder()), clock=lambda: later)
+    user = learner.user_ids[0]
+    by_clock = answering.slate(Question(user_id=user, k=5, exclude_seen=False))
+    assert [item["item_id"] for item in by_clock["items"]] == [
+        item for item, _ in learner.top_k(user, 5, exclude_seen=False, at=later)
+    ]
+    said = answering.slate(Question(user_id=user, k=5, exclude_seen=False, at=0))
+    assert [item["item_id"] for item in said["items"]] == [
+        item for item, _ in learner.top_k(user, 5, exclude_seen=False)
+    ]
 
 
 @pytest.mark.parametrize("repeats", [False, True])

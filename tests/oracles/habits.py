@@ -16,13 +16,14 @@ def visits_of(times: Sequence[int]) -> list[int]:
     return numbers
 
 
-def kinds_of(items: Sequence[str], times: Sequence[int]) -> dict[str, int]:
-    """Return the kind of each item that one user liked."""
+def kinds_of(items: Sequence[str], times: Sequence[int], at: int | None = None) -> dict[str, int]:
+    """Return the kind of each item that one user liked, asked for at a time, or None for not long after."""
     numbers = visits_of(times)
+    now = visits_of([*times, max(times) if at is None else at])[-1]
     found = {}
     for item in set(items):
         among = sorted({number for number, other in zip(numbers, items, strict=True) if other == item})
-        ago = numbers[-1] - among[-1]
+        ago = now - among[-1]
         age = next(place for place, most in enumerate((0, 1, 2, 4, 8, math.inf)) if ago <= most)
         found[item] = 5 * age + min(len(among), 5) - 1
     return found
@@ -31,11 +32,12 @@ def kinds_of(items: Sequence[str], times: Sequence[int]) -> dict[str, int]:
 def moved_worth(
     base: np.ndarray, kinds: Sequence[int | None], item: int, worth: np.ndarray, sums: np.ndarray, rate: float, q: float
 ) -> np.ndarray:
-    """Return what kinds are worth after one AdaGrad step on ``(1 - p ** q) / q``; `base` is without habits."""
+    """Return what kinds are worth after an AdaGrad step on ``(1 - p ** q) / q``, ``-log(p)`` for 0; `base` has none."""
 
     def loss(at: np.ndarray) -> float:
         scores = base + np.array([0.0 if kind is None else at[kind] for kind in kinds])
-        return float((1 - (math.exp(scores[item]) / np.exp(scores).sum()) ** q) / q)
+        chance = math.exp(scores[item]) / np.exp(scores).sum()
+        return float((1 - chance**q) / q if q else -math.log(chance))
 
     by = 1e-6
     steps = np.eye(len(worth)) * by

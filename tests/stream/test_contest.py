@@ -99,6 +99,9 @@ def test_what_a_user_bought_most_comes_first_by_hand() -> None:
     np.testing.assert_allclose(plain.scores("a"), shares + np.array([1, 1, 2, 0]), rtol=1e-6)
     assert np.argsort(-earlier.scores("a"), kind="stable").tolist() == [1, 3, 2, 0]
     np.testing.assert_allclose(earlier.scores("nobody"), shares, rtol=1e-6)
+    now = lines[-1].ts  # asked at another time, nothing is in the basket
+    np.testing.assert_allclose(earlier.scores("a", now), earlier.scores("a"))
+    np.testing.assert_allclose(earlier.scores("a", now + 1), plain.scores("a", now + 1))
 
 
 def test_what_was_rated_low_is_left_out_by_who_is_told_of_it() -> None:
