@@ -39,7 +39,9 @@ def test_a_run_is_in_the_figures(tmp_path: Path) -> None:
         sink.send("clicks", value, partition=1)
     now = [90.0]
     metrics = WorkerMetrics(now=lambda: now[0])
-    settings = WorkerSettings("memory:1", "clicks", tmp_path, idle_timeout_s=0.05, checkpoint_events=50)
+    settings = WorkerSettings(
+        "memory:1", "clicks", tmp_path, idle_timeout_s=0.05, checkpoint_events=50, checkpoint_seconds=3600.0
+    )
     report = StreamWorker(settings, small_mf(), log=log, meter=metrics).run()
     now[0] = 100.0
     found = scraped(metrics)

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -169,14 +170,15 @@ def test_texts_that_come_while_it_runs_are_taken_and_stored(
             assert blend is not None
             if blend.text_columns not in seen:
                 seen.append(blend.text_columns)
-        return False
+        return not pending and seen[-1:] == [4]
 
-    settings = WorkerSettings(embedded, topic, tmp_path, idle_timeout_s=1.5, checkpoint_events=20)
+    settings = WorkerSettings(embedded, topic, tmp_path, idle_timeout_s=30.0, checkpoint_events=20)
     worker = StreamWorker(settings, small_learner("blend"), texts=texts, stopping=stopping)
     report = worker.run()
     assert not pending
     assert seen[-1] == 4
-    again = StreamWorker(settings, small_learner("blend"), texts=lambda: some_texts(seed=1)).run()
+    brief = replace(settings, idle_timeout_s=0.5)
+    again = StreamWorker(brief, small_learner("blend"), texts=lambda: some_texts(seed=1)).run()
     assert (again.state_sha256, again.events) == (report.state_sha256, 60)
 
 

@@ -5,6 +5,7 @@ import io
 import os
 import random
 import threading
+import urllib.request
 import zipfile
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -61,6 +62,8 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
         monkeypatch.setenv(name, NOWHERE)
     for name in ("no_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
+    # urllib keeps the first opener of the process, with the proxies of that moment
+    monkeypatch.setattr(urllib.request, "_opener", None)
     return wheels
 
 
