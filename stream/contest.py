@@ -26,7 +26,7 @@ RULES: Mapping[str, str] = {
     "order": "by time; each liked event is first a test and then a lesson",
     "ties": "against the model: an equal score ranks above the target",
     "same time": "events of one time (the lines of a basket) keep the order of the data; every row knows the lines "
-    "before, and none is told whether the basket goes on",
+    "before and is told the time of the question, which is the event's own",
     "new users": "a user without history is tested like any other",
     "other events": "dislikes and ratings between are lessons for those who use them, never tests; river_mf learns "
     "their stars, the blend that these items were tried, the others nothing",
