@@ -47,10 +47,12 @@ def _inserted(scores: np.ndarray, barred: np.ndarray, k: int) -> tuple[np.ndarra
         shut[row] = True
     rows = np.empty(k, dtype=np.int64)
     values = np.empty(k, dtype=np.float32)
-    count, least, crowded = 0, -np.inf, False
+    none = np.float32(-np.inf)
+    count, least, crowded = 0, none, False
     for row in range(len(scores)):
         value = scores[row]
-        if shut[row] or not (value > least or count < k or value == least) or np.isnan(value):
+        # nearly all fall here; NaN does not
+        if value < least or shut[row] or np.isnan(value):
             continue
         if count == k and value == least:
             crowded = True
@@ -64,7 +66,7 @@ def _inserted(scores: np.ndarray, barred: np.ndarray, k: int) -> tuple[np.ndarra
         # what falls out ties with the last, or nothing does any more
         crowded = count == k and pushed == values[k - 1]
         count = min(count + 1, k)
-        least = values[k - 1] if count == k else -np.inf
+        least = values[k - 1] if count == k else none
     tied = crowded
     for place in range(1, count):
         tied = tied or values[place] == values[place - 1]
