@@ -150,21 +150,20 @@ def test_a_store_in_use_is_not_overwritten(straight: tuple[Path, SimulationResul
 def test_a_spent_budget_ends_the_run_and_the_model_stays(
     straight: tuple[Path, SimulationResult], tiny_bert: Path, tmp_path: Path
 ) -> None:
-    """Noise was sized for two rounds; asked for more, the ledger is the truth."""
+    """Noise of the first two rounds was sized for two; asked for six, the ledger says how many more fit."""
     store = tmp_path / "store"
     shutil.copytree(straight[0], store)
     before = ledger_epsilons(store)
     ended = simulate(store, settings_for(tiny_bert, rounds=6, resume=True)).as_json()
-    assert re.search(r"round 3 was refused by 2 of 2 nodes.*at most 8\.000", ended["stopped"])
-    assert (ended["rounds_run"], ended["version"], ended["adapter_sha256"]) == (
-        2,
-        "v000002",
-        straight[1].state.adapter_sha256,
-    )
+    refused = re.search(r"round (\d) was refused by \d of 2 nodes.*at most 8\.000", ended["stopped"])
+    assert refused is not None
+    whole = int(refused[1]) - 1
+    assert 2 <= whole < 6
+    assert (ended["rounds_run"], ended["version"]) == (whole, f"v{whole:06d}")
     after = ledger_epsilons(store)
     assert not_lower(before, after)
-    assert max(after.values()) <= 8.0
-    assert Registry.open(store).current().details["adapter_sha256"] == straight[1].state.adapter_sha256
+    assert 7.0 < max(after.values()) <= 8.0
+    assert Registry.open(store).current().details["adapter_sha256"] == ended["adapter_sha256"]
 
 
 @pytest.mark.slow
