@@ -5,6 +5,7 @@ Prints one line of JSON: records, wall seconds and processor seconds of the proc
 
 import json
 import sys
+import tempfile
 import time
 
 from quixstreams import Application
@@ -29,6 +30,7 @@ def main(servers: str, topic: str, group: str, events: int, factors: int, every:
         auto_offset_reset="earliest",
         commit_every=every,
         loglevel="ERROR",
+        state_dir=tempfile.mkdtemp(prefix="quix-"),  # its default is a folder where one happens to be
     )
     app.dataframe(app.topic(topic, value_deserializer="json")).update(learn)
     wall, cpu = time.perf_counter(), time.process_time()
