@@ -161,8 +161,7 @@ class LiveUsers:
                 if not quiet:
                     log.warning("clicks wait for the next snapshot, the topic cannot be read: %s", error)
                 quiet = True
-            except Exception:
-                # the thread must outlive any surprise, or no later click would count before the next snapshot
+            except Exception:  # the thread must outlive any surprise, or no later click would count until a snapshot
                 log.exception("clicks wait for the next snapshot")
             self._lag = None
             stop.wait(PAUSE_S)

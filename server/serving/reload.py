@@ -147,8 +147,7 @@ class ReloadingSource:
                 self.refresh()
             except (AnabranchError, OSError) as error:
                 log.warning("the store is not read: %s", error)
-            except Exception:
-                # the thread must outlive any surprise in a new version, or no later version would be taken up
+            except Exception:  # the thread must outlive any surprise in a version, or no later one would be taken up
                 log.exception("a new version is not taken up")
 
     def _opened(self) -> Registry | None:

@@ -277,8 +277,7 @@ class RemoteStorage:
             yield
         except (FileNotFoundError, FileExistsError, AnabranchError):
             raise
-        # each file system has its own errors, which share no base
-        except Exception as error:
+        except Exception as error:  # each file system has its own errors, which share no base
             raise StoreError(
                 f"{self._address}/{name} cannot be reached: {type(error).__name__}: {error}",
                 expected="a store that answers",

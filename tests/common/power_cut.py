@@ -18,6 +18,8 @@ MOST_SUBSETS = 256
 
 Tree = frozenset[tuple[str, bytes | None]]
 """Path to content, None for a folder."""
+Fate = tuple[int, ...] | bytes
+"""Which of a folder's pending changes are kept, or what is left of a file."""
 
 
 @dataclass
@@ -150,7 +152,7 @@ def _left_by_a_cut(top: Node) -> Iterator[dict[str, bytes | None]]:
         yield dict(_seen(top, "", {id(node): fate for (node, _), fate in zip(loose, fates, strict=True)}))
 
 
-def _loose(node: Node) -> Iterator[tuple[Node, list[object]]]:
+def _loose(node: Node) -> Iterator[tuple[Node, list[Fate]]]:
     """Yield each node with something unsynced, and what may become of it, from lost to kept."""
     if not node.is_folder:
         assert node.content is not None
@@ -169,7 +171,7 @@ def _loose(node: Node) -> Iterator[tuple[Node, list[object]]]:
         yield from _loose(child)
 
 
-def _fates(choices: list[list[object]]) -> Iterator[tuple[object, ...]]:
+def _fates(choices: list[list[Fate]]) -> Iterator[tuple[Fate, ...]]:
     total = 1
     for options in choices:
         total *= len(options)
@@ -183,9 +185,11 @@ def _fates(choices: list[list[object]]) -> Iterator[tuple[object, ...]]:
             yield from ((*base[:at], option, *base[at + 1 :]) for option in options)
 
 
-def _seen(folder: Node, prefix: str, fates: dict[int, object]) -> Iterator[tuple[str, bytes | None]]:
+def _seen(folder: Node, prefix: str, fates: dict[int, Fate]) -> Iterator[tuple[str, bytes | None]]:
     names = dict(folder.kept)
-    for at in fates.get(id(folder), ()):  # type: ignore[attr-defined]
+    chosen = fates.get(id(folder), ())
+    assert isinstance(chosen, tuple)
+    for at in chosen:
         _apply(names, folder.pending[at])
     for name, node in names.items():
         # what a publisher that died left behind is nobody's: trees that differ in it alone are one
@@ -195,7 +199,9 @@ def _seen(folder: Node, prefix: str, fates: dict[int, object]) -> Iterator[tuple
             yield f"{prefix}{name}", None
             yield from _seen(node, f"{prefix}{name}/", fates)
         else:
-            yield f"{prefix}{name}", fates.get(id(node), node.durable)  # type: ignore[misc]
+            content = fates.get(id(node), node.durable)
+            assert isinstance(content, bytes)
+            yield f"{prefix}{name}", content
 
 
 def lay_out(tree: Tree, folder: Path) -> None:

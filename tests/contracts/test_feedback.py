@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from common.events import Interaction
+from common.events import Action, Interaction
 from common.settings import ACTION_TABLE, Feedback, feedback_of
 from stream.learner.base import ArrayRanker
 from tests.contracts.test_rankers import EVERY, Make, every_learner
@@ -17,11 +17,11 @@ REJECTIONS = [
 ]
 
 
-def event(user: str, item: str, action: str, value: float = 0.0) -> Interaction:
-    return Interaction(event_id="e", user_id=user, item_id=item, action=action, ts=0, value=value)  # type: ignore[arg-type]  # one of the actions
+def event(user: str, item: str, action: Action, value: float = 0.0) -> Interaction:
+    return Interaction(event_id="e", user_id=user, item_id=item, action=action, ts=0, value=value)
 
 
-def told(learner: ArrayRanker, user: str, item: str, action: str, value: float = 0.0) -> Feedback:
+def told(learner: ArrayRanker, user: str, item: str, action: Action, value: float = 0.0) -> Feedback:
     """Teach an event as the stream's worker does."""
     feedback = feedback_of(event(user, item, action, value))
     if feedback.sign:
@@ -40,7 +40,7 @@ def shopped(make: Make, seed: int = 0) -> ArrayRanker:
 
 @every_learner
 @pytest.mark.parametrize(("action", "value"), REJECTIONS)
-def test_what_a_user_rejects_falls_for_that_user(make: Make, action: str, value: float) -> None:
+def test_what_a_user_rejects_falls_for_that_user(make: Make, action: Action, value: float) -> None:
     learner = shopped(make)
     user = "0 user 3"
     seen = {learner.item_ids[row] for row in learner.seen_rows(user)}
@@ -72,7 +72,8 @@ def test_a_return_takes_back_from_a_purchase(make: Make) -> None:
 def test_what_says_nothing_changes_nothing(make: Make) -> None:
     learner = shopped(make)
     before = learner.state_sha256()
-    for action, value in (("impression", 0.0), ("rating", 3.0)):
+    neutral: tuple[tuple[Action, float], ...] = (("impression", 0.0), ("rating", 3.0))
+    for action, value in neutral:
         assert told(learner, "0 user 3", "0 item 5", action, value) == Feedback(0, 0.0)
     assert learner.state_sha256() == before
 
