@@ -29,6 +29,7 @@ from server.registry import Registry
 from server.serving.blended import Asked, blended
 from server.serving.bundle import Bundle, Model, Stream, align, load_model
 from server.serving.fusion import FusionTable, FusionWeights, fuse
+from server.serving.tables import ItemTable
 from stream.learner.blend import Blend
 from stream.learner.mf import MF
 
@@ -91,7 +92,7 @@ def _bundle(registry: Registry, model: Model, learner: MF | Blend, train: Sequen
     learner.add_items(registry.catalogue.ids)
     learner.learn_many([event.user_id for event in train], [event.item_id for event in train])
     snapshot = align(learner.snapshot({}), registry.catalogue)
-    return Bundle(registry.catalogue, model, Stream(Manifest("snapshot", "benchmark", (), 0), snapshot))
+    return Bundle(ItemTable.of(registry.catalogue), model, Stream(Manifest("snapshot", "benchmark", (), 0), snapshot))
 
 
 def _without_texts(bundle: Bundle) -> Bundle:

@@ -1,5 +1,6 @@
 """The streaming learner's state as serving reads it: frozen arrays, no learner."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,12 +57,12 @@ class MFSnapshot:
         The other members, where the learner is a blend: then the score above is that of one member only.
     """
 
-    item_ids: tuple[str, ...]
+    item_ids: Sequence[str]
     history_factors: np.ndarray
     item_factors: np.ndarray
     item_bias: np.ndarray
     item_counts: np.ndarray
-    user_ids: tuple[str, ...]
+    user_ids: Sequence[str]
     history_starts: np.ndarray
     history_items: np.ndarray
     seen_starts: np.ndarray
@@ -122,7 +123,7 @@ def write_snapshot(folder: Path, snapshot: MFSnapshot, created_at: int) -> Manif
             **({} if blend is None else {"blend": blend.details()}),
         },
     )
-    ids = msgspec.json.encode(_Ids(snapshot.item_ids, snapshot.user_ids))
+    ids = msgspec.json.encode(_Ids(tuple(snapshot.item_ids), tuple(snapshot.user_ids)))
     return publish_folder(folder, {ARRAYS_NAME: pack_arrays(arrays), IDS_NAME: ids}, manifest)
 
 

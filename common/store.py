@@ -36,6 +36,15 @@ _DTYPES = {
     )
 }  # fmt: skip
 """numpy's types in the order of safetensors, which lays out the last ones first, and their names there."""
+_NAMES = {kind: name for name, (_, kind) in _DTYPES.items()}
+
+
+class _Tensor(msgspec.Struct, frozen=True):
+    """One entry of a safetensors header."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    data_offsets: tuple[int, int]
 
 
 def sync_folder(folder: Path) -> None:
@@ -101,6 +110,30 @@ def unpack_arrays(raw: bytes, where: str) -> dict[str, np.ndarray]:
         arrays: dict[str, np.ndarray] = load_tensors(raw)
     except (SafetensorError, ValueError, KeyError) as error:
         raise ArtifactCorrupt(f"{where} is not a safetensors file: {error}") from error
+    return arrays
+
+
+def map_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Map the arrays of a safetensors file: read only, shared by all processes that map it, and read when touched.
+
+    Raises
+    ------
+    ArtifactCorrupt
+        When its header does not fit its bytes; these are not checked against a hash.
+    OSError
+        When it cannot be opened.
+    """
+    try:
+        raw = np.memmap(path, dtype=np.uint8, mode="r")
+        told = 8 + int.from_bytes(raw[:8].tobytes(), "little")
+        header = msgspec.json.decode(raw[8:told].tobytes(), type=dict[str, _Tensor])
+        arrays = {}
+        for name, tensor in header.items():
+            start, end = tensor.data_offsets
+            flat = raw[told + start : told + end].view(_NAMES[tensor.dtype])
+            arrays[name] = np.asarray(flat).reshape(tensor.shape)
+    except (ValueError, KeyError, msgspec.DecodeError, msgspec.ValidationError) as error:
+        raise ArtifactCorrupt(f"{path} is not a safetensors file: {error}") from error
     return arrays
 
 

@@ -253,7 +253,7 @@ def describe(bundle: Bundle, now: int) -> dict[str, Any]:
         "round": manifest.details.get("round"),
         "strategy": manifest.details.get("strategy"),
         "encoder": manifest.base_encoder,
-        "items": len(bundle.catalogue),
+        "items": len(bundle.items),
         "created_at": manifest.created_at,
         "age_seconds": max(0, now - manifest.created_at) / 1_000,
         "privacy": None if manifest.privacy is None else asdict(manifest.privacy),

@@ -14,6 +14,7 @@ from common.manifests import Manifest
 from common.snapshots import MFSnapshot, read_snapshot
 from common.store import verify_folder
 from server.registry import CURRENT, Registry
+from server.serving.tables import IdTable, ItemTable
 
 ADAPTER_FILE = "adapter/adapter_model.safetensors"
 VECTORS_FILE = "item_vectors.safetensors"
@@ -51,15 +52,20 @@ class Stream:
         Of the snapshot.
     snapshot
         Aligned by `align`.
+    users
+        Its `user_ids`, found by id.
     """
 
     manifest: Manifest
     snapshot: MFSnapshot
-    users: Mapping[str, int] = field(init=False)
+    users: IdTable = field(init=False)
 
     def __post_init__(self) -> None:
-        # object.__setattr__: the index is derived from a frozen field, once
-        object.__setattr__(self, "users", {user: row for row, user in enumerate(self.snapshot.user_ids)})
+        # object.__setattr__: both are derived from a frozen field, once, and the ids are not kept twice
+        ids = self.snapshot.user_ids
+        users = ids if isinstance(ids, IdTable) else IdTable.of(ids)
+        object.__setattr__(self, "users", users)
+        object.__setattr__(self, "snapshot", replace(self.snapshot, user_ids=users))
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,15 +74,15 @@ class Bundle:
 
     Parameters
     ----------
-    catalogue
-        n items.
+    items
+        n, in catalogue order.
     model
         The adapter version with its item vectors.
     stream
         The click learner's snapshot, or None before the first.
     """
 
-    catalogue: Catalogue
+    items: ItemTable
     model: Model
     stream: Stream | None
 
@@ -89,7 +95,7 @@ class Bundle:
     def counts(self) -> np.ndarray:
         """Positive events an item, int64 [n]; all 0 before the first snapshot."""
         if self.stream is None:
-            return np.zeros(len(self.catalogue), dtype=np.int64)
+            return np.zeros(len(self.items), dtype=np.int64)
         return self.stream.snapshot.item_counts
 
     def history_of(self, user_id: str | None) -> np.ndarray | None:
@@ -146,7 +152,7 @@ class Bundle:
         return int(snapshot.history_starts[row + 1] - snapshot.history_starts[row])
 
     def _user_row(self, user_id: str | None) -> int | None:
-        return None if self.stream is None or user_id is None else self.stream.users.get(user_id)
+        return None if self.stream is None or user_id is None else self.stream.users.find(user_id)
 
 
 class BundleSource(Protocol):
@@ -325,4 +331,4 @@ def load_bundle(registry: Registry, version: str = CURRENT, snapshots: Path | No
     folder = snapshots_folder(registry.root) if snapshots is None and registry.is_local else snapshots
     name = None if folder is None else snapshot_name(folder)
     stream = None if folder is None or name is None else load_stream(folder, name, registry.catalogue)
-    return Bundle(registry.catalogue, model, stream)
+    return Bundle(ItemTable.of(registry.catalogue), model, stream)

@@ -76,7 +76,7 @@ def _one(
         if together[position] <= 0.0:
             break
         through = {str(kind): float(parts[position]) for kind, parts in added.items() if parts[position] != 0.0}
-        named.append((bundle.catalogue[int(liked[position])].title, through))
+        named.append((bundle.items.titles[int(liked[position])], through))
         for kind, part in added.items():
             share[kind] -= float(part[position])
     if named:

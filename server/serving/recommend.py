@@ -221,7 +221,7 @@ def recommend(
         What the user did since the bundle's snapshot.
     """
     asked = _asked(bundle, question, recent)
-    unseen = np.ones(len(bundle.catalogue), dtype=bool)
+    unseen = np.ones(len(bundle.items), dtype=bool)
     if question.exclude_seen:
         unseen[asked.seen] = False
     fused = _fused(bundle, asked, query_vector, unseen, table)
@@ -233,11 +233,11 @@ def recommend(
     why = reasons_for(bundle, asked.history, fused, chosen) if question.explain else [()] * len(chosen)
     items = tuple(
         Recommendation(
-            item_id=bundle.catalogue[int(row)].item_id,
+            item_id=bundle.items.ids[int(row)],
             rank=rank,
             score=float(fused.scores[row]),
             propensity=1.0,
-            title=bundle.catalogue[int(row)].title,
+            title=bundle.items.titles[int(row)],
             reasons=reasons,
         )
         for rank, (row, reasons) in enumerate(zip(chosen, why, strict=True), start=1)
@@ -254,7 +254,7 @@ def recommend(
 
 def _rows(bundle: Bundle, ids: Iterable[str]) -> np.ndarray:
     """Return the rows of the ids that the catalogue holds, int64, in their order."""
-    found = (bundle.catalogue.index(item_id) for item_id in ids)
+    found = (bundle.items.index(item_id) for item_id in ids)
     return np.array([row for row in found if row is not None], dtype=np.int64)
 
 
@@ -282,19 +282,20 @@ def _asked(bundle: Bundle, question: Question, recent: Recent) -> Asked:
 def _filtered(bundle: Bundle, question: Question) -> tuple[np.ndarray, dict[str, int]]:
     """Return which items the filters leave, bool [n], and how many names meant nothing."""
     ignored = {"unknown_items": len(question.history) - len(_rows(bundle, question.history))}
-    allowed = np.ones(len(bundle.catalogue), dtype=bool)
+    allowed = np.ones(len(bundle.items), dtype=bool)
     if question.allow:
         rows = _rows(bundle, question.allow)
         allowed[:] = False
         allowed[rows] = True
         ignored["unknown_allow"] = len(question.allow) - len(rows)
     if question.categories:
-        wanted, found = set(question.categories), set[str]()
-        for row, item in enumerate(bundle.catalogue):
-            shared = wanted.intersection(item.categories)
-            allowed[row] &= bool(shared)
-            found |= shared
-        ignored["unknown_categories"] = len(wanted - found)
+        found = [bundle.items.within(category) for category in dict.fromkeys(question.categories)]
+        within = np.zeros(len(allowed), dtype=bool)
+        for members in found:
+            if members is not None:
+                within[members] = True
+        allowed &= within
+        ignored["unknown_categories"] = sum(members is None for members in found)
     if question.deny:
         rows = _rows(bundle, question.deny)
         allowed[rows] = False
@@ -329,7 +330,7 @@ def similar(bundle: Bundle, item_id: str, k: int) -> SimilarItems:
         When the catalogue does not hold it.
     """
     checked_k(k)
-    row = bundle.catalogue.index(item_id)
+    row = bundle.items.index(item_id)
     if row is None:
         raise UnknownItem(item_id)
     vectors = bundle.model.item_vectors
@@ -337,7 +338,7 @@ def similar(bundle: Bundle, item_id: str, k: int) -> SimilarItems:
     others = np.ones(len(vectors), dtype=bool)
     others[row] = False
     items = tuple(
-        SimilarItem(bundle.catalogue[int(i)].item_id, rank, float(scores[i]), bundle.catalogue[int(i)].title)
+        SimilarItem(bundle.items.ids[int(i)], rank, float(scores[i]), bundle.items.titles[int(i)])
         for rank, i in enumerate(best(scores, others, k), start=1)
     )
     return SimilarItems(item_id, bundle.version, items)

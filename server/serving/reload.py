@@ -12,6 +12,7 @@ from typing import TypeVar
 from common.errors import AnabranchError, NoModel
 from server.registry import CURRENT, Registry
 from server.serving.bundle import Bundle, Model, Stream, load_model, load_stream, snapshot_name, snapshots_folder
+from server.serving.tables import ItemTable
 
 log = logging.getLogger(__name__)
 RETRY_SECONDS = 30.0
@@ -68,6 +69,7 @@ class ReloadingSource:
     def __init__(self, root: Path | str, every: float = 2.0, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._root, self._every, self._monotonic = root, every, monotonic
         self._registry: Registry | None = None
+        self._items: ItemTable | None = None
         self._bundle: Bundle | None = None
         self._refused: dict[str, _Refused] = {}
         self._refreshing = threading.Lock()
@@ -104,7 +106,7 @@ class ReloadingSource:
         """
         with self._refreshing:
             registry = self._opened()
-            if registry is None:
+            if registry is None or self._items is None:
                 return False
             old, folder = self._bundle, snapshots_folder(registry.root) if registry.is_local else None
             model = self._take(
@@ -125,7 +127,7 @@ class ReloadingSource:
             if old is not None and model is old.model and stream is old.stream:
                 return False
             # the one write that readers see
-            self._bundle = Bundle(registry.catalogue, model, stream)
+            self._bundle = Bundle(self._items, model, stream)
             return True
 
     @contextmanager
@@ -153,9 +155,11 @@ class ReloadingSource:
     def _opened(self) -> Registry | None:
         if self._registry is None:
             try:
-                self._registry = Registry.open(self._root)
+                registry = Registry.open(self._root)
             except NoModel:
                 return None
+            self._items = ItemTable.of(registry.catalogue)
+            self._registry = registry
         return self._registry
 
     def _take(

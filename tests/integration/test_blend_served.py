@@ -279,11 +279,11 @@ def test_what_a_neighbour_adds_is_what_its_absence_takes(told: Served) -> None:
     history = (CLICKED[3], CLICKED[17], CLICKED[9])
     blend = bundle.stream.snapshot.blend if bundle.stream else None
     assert blend is not None
-    dense = np.zeros((len(bundle.catalogue), len(bundle.catalogue)))
+    dense = np.zeros((len(bundle.items), len(bundle.items)))
     for place in range(len(dense)):
         part = slice(blend.pair_starts[place], blend.pair_starts[place + 1])
         dense[place, blend.pair_items[part]] = blend.pair_weights[part]
-    places = [bundle.catalogue.index(item) for item in history]
+    places = [bundle.items.index(item) for item in history]
     shown = np.setdiff1d(np.arange(len(dense)), np.array(places))
     each = np.array([np.exp(-(2 - age) / learner.neighbour_recency) * dense[row] for age, row in enumerate(places)])
     raw = each.sum(axis=0)
@@ -291,7 +291,7 @@ def test_what_a_neighbour_adds_is_what_its_absence_takes(told: Served) -> None:
     expected = weight * (each - each[:, shown].mean(axis=1, keepdims=True)) / raw[shown].std()
     seen = 0
     for item in ask(bundle, Question(history=history, k=100, explain=True)).items:
-        row = bundle.catalogue.index(item.item_id)
+        row = bundle.items.index(item.item_id)
         for reason in item.reasons:
             if reason.kind == "because-you-liked" and "neighbours" in reason.members and len(item.reasons) > 2:
                 age = [name.upper() for name in history].index(reason.text)
@@ -384,7 +384,7 @@ def test_a_blend_that_is_not_finite_is_not_served(tmp_path: Path) -> None:
 def test_items_that_the_catalogue_lost_leave_the_pairs(tmp_path: Path) -> None:
     case = served(tmp_path, small_blend())
     whole = case.learner.snapshot({})
-    kept = [item for item in case.bundle.catalogue if item.item_id not in CLICKED[:10]]
+    kept = [item for item in Registry.open(tmp_path).catalogue if item.item_id not in CLICKED[:10]]
     moved = align(whole, Catalogue([Item("other", "Other", "other"), *kept]))
     assert whole.blend is not None
     assert moved.blend is not None

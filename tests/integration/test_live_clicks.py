@@ -102,7 +102,7 @@ def _record(event: Interaction) -> bytes:
 
 
 def _names(bundle: Bundle, rows: np.ndarray) -> list[str]:
-    return [bundle.catalogue[int(row)].item_id for row in rows]
+    return [bundle.items.ids[int(row)] for row in rows]
 
 
 def _learned(learner: object, user: str) -> list[str]:
