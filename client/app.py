@@ -1,6 +1,9 @@
 """The Flower ClientApp: decode a message, call the node, encode the reply; nothing else.
 
-A node's configuration (Flower's node config, or the in-process fleet's) names its files:
+A node's configuration (where it comes from: `client.configuration`) names its files:
+
+``client``
+    The name that it goes by; Flower's id of the node when it is left out.
 
 ``interactions``
     JSON lines of schema version 1: the node's own data, which never leaves it.
@@ -33,6 +36,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
+from client.configuration import node_settings
 from client.continual import MEMORY_NAME, ReplayMemory
 from client.dataset import NodeData
 from client.ledger import DEFAULT_EPOCH
@@ -79,10 +83,20 @@ class Workbench:
         return self._caches[key]
 
 
-def make_app() -> ClientApp:
-    """Return a ClientApp with a workbench of its own."""
+def make_app(simulated: Path | None = None) -> ClientApp:
+    """Return a ClientApp with a workbench of its own; `simulated` is the folder of the nodes that Flower simulates."""
     app = ClientApp()
     bench = Workbench()
+
+    def settings_of(context: Context) -> dict[str, str]:
+        nodes = simulated or Path(str(context.run_config.get("store", "."))) / "clients"
+        return {"client": str(context.node_id), **node_settings(context.node_config, nodes)}
+
+    @app.query("roll_call")
+    def roll_call(message: Message, context: Context) -> Message:
+        """Say which node this is."""
+        name = settings_of(context)["client"]
+        return Message(RecordDict({"answer": ConfigRecord({"client": name})}), reply_to=message)
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
@@ -94,8 +108,8 @@ def make_app() -> ClientApp:
     def secret_sum(message: Message, context: Context) -> Message:
         """Answer one stage of a secret sum; the update itself leaves under masks alone."""
         config = settings_of(context)
-        body, base = decode_stage(message)
-        participant = Participant(context.node_id, Path(config["ledger"]).with_name("secret-sums"))
+        body, number, base = decode_stage(message)
+        participant = Participant(number, Path(config["ledger"]).with_name("secret-sums"))
         answer = participant.answer(body, lambda request, hidden_in: update_of(config, request, base, hidden_in))
         return Message(RecordDict({"answer": ConfigRecord({"body": answer})}), reply_to=message)
 
@@ -147,28 +161,20 @@ def _epoch_of(config: Mapping[str, str]) -> str:
     return config.get("data-epoch", DEFAULT_EPOCH)
 
 
-def settings_of(context: Context) -> dict[str, str]:
-    """Return the node's configuration as text.
+def decode_stage(message: Message) -> tuple[bytes, int, dict[str, np.ndarray]]:
+    """Read a stage of a secret sum out of a query message.
 
-    Raises
-    ------
-    InvalidSetting
-        When a path is missing, naming it.
+    Returns the question, the number by which this node takes part, and the base adapter where one comes with it.
     """
-    config = {key: str(value) for key, value in context.node_config.items()}
-    for name in ("interactions", "catalogue", "encoder", "cache", "ledger"):
-        if name not in config:
-            raise InvalidSetting(f"a node without {name!r} in its configuration", expected="every path of client.app")
-    return {"client": str(context.node_id), **config}
-
-
-def decode_stage(message: Message) -> tuple[bytes, dict[str, np.ndarray]]:
-    """Read a stage of a secret sum, and the base adapter where one comes with it, out of a query message."""
-    body = message.content.config_records["question"]["body"]
-    if not isinstance(body, bytes):
-        raise InvalidSetting(f"a question that is a {type(body).__name__}", expected="bytes")
+    question = message.content.config_records["question"]
+    body, number = question["body"], question["node"]
+    if not isinstance(body, bytes) or not isinstance(number, int):
+        raise InvalidSetting(
+            f"a question that is a {type(body).__name__} to a {type(number).__name__}",
+            expected="bytes to a whole number",
+        )
     adapter = message.content.array_records.get("adapter")
-    return body, {name: array.numpy() for name, array in adapter.items()} if adapter else {}
+    return body, number, {name: array.numpy() for name, array in adapter.items()} if adapter else {}
 
 
 def decode(message: Message) -> tuple[TrainRequest, dict[str, np.ndarray]]:

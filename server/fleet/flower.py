@@ -2,7 +2,7 @@
 
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from zipfile import BadZipFile
 
 import numpy as np
@@ -14,6 +14,7 @@ from common.instructions import TrainRequest
 from common.privacy import PrivacySpend
 from common.updates import AdapterUpdate, UpdateMeta
 from server.fleet.base import Answered, Failure, RawReply, Reply, in_order
+from server.fleet.roll import Roll
 
 POLL_S = 0.02
 STAGE_ACTION = "secret_sum"
@@ -27,14 +28,18 @@ class GridFleet:
     ----------
     grid
         In-process, simulated by Ray, or of a SuperLink.
+    roll
+        The nodes by number; None where Flower's own ids are the numbers, as in process.
+    poll_s
+        Pause between two looks for replies.
     """
 
-    def __init__(self, grid: Grid) -> None:
-        self._grid = grid
+    def __init__(self, grid: Grid, roll: Roll | None = None, *, poll_s: float = POLL_S) -> None:
+        self._grid, self._roll, self._poll_s = grid, roll, poll_s
 
     def nodes(self) -> tuple[int, ...]:
-        """Return the ids of the nodes that are connected, sorted."""
-        return tuple(sorted(self._grid.get_node_ids()))
+        """Return the numbers of the nodes, sorted."""
+        return tuple(sorted(self._grid.get_node_ids())) if self._roll is None else self._roll.numbers()
 
     def train(
         self,
@@ -46,19 +51,13 @@ class GridFleet:
     ) -> Iterator[Reply]:
         """Send one train message a node and yield the replies in the order of the node ids."""
         arrays = _record(adapter)
-        nodes = sorted(requests)
-        messages = [
-            Message(
-                RecordDict({"adapter": arrays, "request": ConfigRecord(requests[node].flat())}),  # type: ignore[arg-type]  # a union flwr widens
-                dst_node_id=node,
-                message_type=MessageType.TRAIN,
-                group_id=str(requests[node].round),
-                ttl=timeout_s + 60.0,
-            )
-            for node in nodes
-        ]
-        arriving = self._exchange(nodes, messages, timeout_s, answered)
-        yield from in_order(nodes, (_reply(node, message, timeout_s) for node, message in arriving))
+        contents = {
+            node: RecordDict({"adapter": arrays, "request": ConfigRecord(request.flat())})  # type: ignore[arg-type]  # a union flwr widens
+            for node, request in sorted(requests.items())
+        }
+        groups = {node: str(request.round) for node, request in requests.items()}
+        arriving = self._exchange(contents, MessageType.TRAIN, groups, timeout_s, answered)
+        yield from in_order(sorted(requests), (_reply(node, message) for node, message in arriving))
 
     def ask(
         self,
@@ -71,56 +70,74 @@ class GridFleet:
     ) -> Iterator[RawReply]:
         """Send one query message a node and yield the replies in the order of the node ids."""
         arrays = {} if adapter is None else {"adapter": _record(adapter)}
-        nodes = sorted(questions)
-        messages = [
-            Message(
-                RecordDict({"question": ConfigRecord({"body": questions[node]}), **arrays}),
-                dst_node_id=node,
-                message_type=f"{MessageType.QUERY}.{STAGE_ACTION}",
-                group_id=group,
-                ttl=timeout_s + 60.0,
-            )
-            for node in nodes
-        ]
-        arriving = self._exchange(nodes, messages, timeout_s, answered)
-        yield from in_order(nodes, (_raw_reply(node, message, timeout_s) for node, message in arriving))
+        contents = {
+            node: RecordDict({"question": ConfigRecord({"body": body, "node": node}), **arrays})
+            for node, body in sorted(questions.items())
+        }
+        action = f"{MessageType.QUERY}.{STAGE_ACTION}"
+        arriving = self._exchange(contents, action, dict.fromkeys(questions, group), timeout_s, answered)
+        yield from in_order(sorted(questions), (_raw_reply(node, message) for node, message in arriving))
 
     def _exchange(
-        self, nodes: list[int], messages: list[Message], timeout_s: float, answered: Answered
-    ) -> Iterator[tuple[int, Message | None]]:
-        """Yield each node's reply as it arrives, and at the end None for each that is silent."""
-        waiting = dict(zip(self._grid.push_messages(messages), nodes, strict=True))
+        self,
+        contents: Mapping[int, RecordDict],
+        message_type: str,
+        groups: Mapping[int, str],
+        timeout_s: float,
+        answered: Answered,
+    ) -> Iterator[tuple[int, Message | Failure]]:
+        """Yield each node's reply as it arrives, and at the end a failure for each that is silent."""
+        addresses = self._addresses(contents)
+        sent = [node for node in contents if node in addresses]
+        messages = [
+            Message(
+                contents[node],
+                dst_node_id=addresses[node],
+                message_type=message_type,
+                group_id=groups[node],
+                ttl=timeout_s + 60.0,
+            )
+            for node in sent
+        ]
+        waiting = dict(zip(self._grid.push_messages(messages), sent, strict=True))
         deadline = time.monotonic() + timeout_s
         while waiting and time.monotonic() < deadline:
             arrived = list(self._grid.pull_messages(list(waiting)))
             for message in arrived:
                 node = waiting.pop(message.metadata.reply_to_message_id, None)
                 if node is not None:
-                    answered(len(nodes) - len(waiting))
-                    yield node, message
+                    answered(len(sent) - len(waiting))
+                    yield node, _without_error(node, message)
             if not arrived:
-                time.sleep(POLL_S)
+                time.sleep(self._poll_s)
         for node in sorted(waiting.values()):
-            yield node, None
+            yield node, Failure(node, f"no reply within {timeout_s:.0f} s")
+        for node in sorted(contents.keys() - addresses.keys()):
+            yield node, Failure(node, "not connected")
+
+    def _addresses(self, nodes: Iterable[int]) -> dict[int, int]:
+        """Return Flower's ids of those nodes that are connected."""
+        if self._roll is None:
+            return {node: node for node in nodes}
+        self._roll.look_again()
+        found = {node: self._roll.address(node) for node in nodes}
+        return {node: address for node, address in found.items() if address is not None}
 
 
 def _record(adapter: Mapping[str, np.ndarray]) -> ArrayRecord:
     return ArrayRecord(OrderedDict((name, Array(array)) for name, array in sorted(adapter.items())))
 
 
-def _failure(node: int, message: Message | None, timeout_s: float) -> Failure | None:
-    """Return why there is nothing to decode, if so."""
-    if message is None:
-        return Failure(node, f"no reply within {timeout_s:.0f} s")
+def _without_error(node: int, message: Message) -> Message | Failure:
+    """Return the message, or why there is nothing to decode."""
     if message.has_error():
         return Failure(node, message.error.reason or f"error code {message.error.code}")
-    return None
+    return message
 
 
-def _raw_reply(node: int, message: Message | None, timeout_s: float) -> RawReply:
-    failure = _failure(node, message, timeout_s)
-    if message is None or failure is not None:
-        return RawReply(node, failure or Failure(node, "no reply"))
+def _raw_reply(node: int, message: Message | Failure) -> RawReply:
+    if isinstance(message, Failure):
+        return RawReply(node, message)
     answer = message.content.config_records.get("answer")
     body = None if answer is None else answer.get("body")
     if not isinstance(body, bytes):
@@ -128,10 +145,9 @@ def _raw_reply(node: int, message: Message | None, timeout_s: float) -> RawReply
     return RawReply(node, body)
 
 
-def _reply(node: int, message: Message | None, timeout_s: float) -> Reply:
-    failure = _failure(node, message, timeout_s)
-    if message is None or failure is not None:
-        return Reply(node, failure or Failure(node, "no reply"))
+def _reply(node: int, message: Message | Failure) -> Reply:
+    if isinstance(message, Failure):
+        return Reply(node, message)
     try:
         update = decode_update(message.content)
     except UpdateRejected as error:
