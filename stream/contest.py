@@ -4,10 +4,11 @@ The contest keeps the candidates, the order of their rows and what each user has
 learns. So all are asked exactly the same question, whatever they are made of.
 """
 
+import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -23,7 +24,7 @@ from stream.learner.mf import MF
 
 RULES: Mapping[str, str] = {
     "candidates": "every item that is liked at least once in the data, known from the start",
-    "order": "by time; each liked event is first a test and then a lesson",
+    "order": "by time; each liked event is first a test and then a lesson; each row goes through all of them alone",
     "ties": "against the model: an equal score ranks above the target",
     "same time": "events of one time (the lines of a basket) keep the order of the data; every row knows the lines "
     "before and is told the time of the question, which is the event's own",
@@ -147,7 +148,8 @@ class Trial:
         Contender to how often each candidate was in a list, int64 [n].
     answer_us, learn_us
         Contender to microseconds of processor time, all threads together, that an answer (the scores of all
-        candidates, their ranking not) and a lesson take; the first hundred (they compile) left out.
+        candidates, their ranking not) and a lesson from a like take, each contender running alone; the first hundred
+        (they compile) and what reading the clock takes left out.
     user, item
         Numbers of user and candidate, int64 [e].
     history, count
@@ -177,97 +179,142 @@ class Trial:
 
 
 class _Clock:
-    """Seconds of processor time of calls, without the first hundred: a busy machine does not make a contender slow."""
+    """Seconds of processor time of calls, without the first hundred: a busy machine does not make a contender slow.
+
+    What reading the clock takes (some microseconds on virtual machines) is measured at the start and taken off.
+    """
 
     def __init__(self) -> None:
         self.seconds, self.calls = 0.0, -100
+        self.reading = statistics.median(-(time.process_time() - time.process_time()) for _ in range(101))
 
     def add(self, started: float) -> None:
         self.calls += 1
         if self.calls > 0:
-            self.seconds += time.process_time() - started
+            self.seconds += time.process_time() - started - self.reading
 
     @property
     def microseconds(self) -> float:
-        return 1e6 * self.seconds / max(self.calls, 1)
+        return max(0.0, 1e6 * self.seconds / max(self.calls, 1))
 
 
-class _Contest:
-    """The state of one run."""
+class _Test(NamedTuple):
+    """A question: numbers of user and candidate, how many likes each had before, and of which items the user's were.
 
-    def __init__(self, items: Sequence[str], contenders: Mapping[str, Contender], settings: ContestSettings) -> None:
-        self.settings, self.contenders = settings, contenders
-        self.rows = {item: row for row, item in enumerate(items)}
+    `inside` is 1 for a further line of a basket; the first `seen` of the user's items are seen.
+    """
+
+    user: int
+    item: int
+    history: int
+    likes: int
+    inside: int
+    seen: int
+
+
+class _Step(NamedTuple):
+    """An event in its turn: a question before it or none, and whether it is a lesson."""
+
+    event: Interaction
+    feedback: Feedback
+    test: _Test | None
+    taught: bool
+
+
+class _Script:
+    """What every contender goes through: the steps, and what there is to know of users and candidates at each.
+
+    `seen` has each user's liked items in the order in which they were first liked, int64, all of the stream's.
+    """
+
+    def __init__(self, judged: Sequence[tuple[Interaction, Feedback]], settings: ContestSettings) -> None:
+        self.settings = settings
+        liked = [event for event, feedback in judged if feedback.sign > 0]
+        self.rows = {item: row for row, item in enumerate(dict.fromkeys(event.item_id for event in liked))}
         hidden = settings.hidden or frozenset()
         self.shown = np.array([row for item, row in self.rows.items() if item not in hidden], dtype=np.int64)
-        self.counts = np.zeros(len(items), dtype=np.int64)
-        self.users: dict[str, int] = {}
-        self.seen: list[dict[int, None]] = []
-        self.lengths: list[int] = []
-        self.newest: list[int | None] = []
-        self.tests: list[tuple[int, int, int, int, int]] = []
-        self.ranks: dict[str, list[int]] = {name: [] for name in contenders}
-        self.exposures = {name: np.zeros(len(items), dtype=np.int64) for name in contenders}
-        self.answered = {name: _Clock() for name in contenders}
-        self.taught = {name: _Clock() for name in contenders}
+        self.liked, self.warm = len(liked), int(settings.warm_share * len(liked))
+        self._counts = [0] * len(self.rows)
+        self._users: dict[str, int] = {}
+        self._seen: list[dict[int, None]] = []
+        self._lengths: list[int] = []
+        self._newest: list[int | None] = []
+        self.steps = [step for event, feedback in judged if (step := self._step(event, feedback)) is not None]
+        self.tests = [step.test for step in self.steps if step.test is not None]
+        self.seen = [np.fromiter(each, dtype=np.int64) for each in self._seen]
 
-    def like(self, event: Interaction, feedback: Feedback, due: bool) -> None:
-        """Test, where it is due, then teach and note."""
-        row, hidden = self.rows[event.item_id], self.settings.hidden
-        user = self.users.setdefault(event.user_id, len(self.users))
-        if user == len(self.seen):
-            self.seen.append({})
-            self.lengths.append(0)
-            self.newest.append(None)
-        may_test = self.settings.repeats or row not in self.seen[user]
-        if due and may_test and (hidden is None or event.item_id in hidden):
-            self._test(event, user, row)
-        if hidden is None or event.item_id not in hidden:
-            self.teach(event, feedback)
-            self.counts[row] += 1
-            self.lengths[user] += 1
-        self.seen[user][row] = None
-        self.newest[user] = event.ts
+    def _step(self, event: Interaction, feedback: Feedback) -> _Step | None:
+        taught = self.settings.hidden is None or event.item_id not in self.settings.hidden
+        if feedback.sign > 0:
+            return _Step(event, feedback, self._like(event, taught), taught)
+        return _Step(event, feedback, None, True) if taught and event.item_id in self.rows else None
 
-    def _test(self, event: Interaction, user: int, row: int) -> None:
-        left_out = np.fromiter(() if self.settings.repeats else self.seen[user], dtype=np.int64)
-        if self.settings.hidden is not None:
-            left_out = np.concatenate([left_out, self.shown])
-        inside = int(self.newest[user] == event.ts)
-        self.tests.append((user, row, self.lengths[user], int(self.counts[row]), inside))
-        for name, contender in self.contenders.items():
-            started = time.process_time()
-            scores = contender.scores(event.user_id, event.ts)
-            self.answered[name].add(started)
-            rank, best = rank_among(scores, left_out, row, self.settings.k)
-            self.ranks[name].append(rank)
-            self.exposures[name][best[best >= 0]] += 1
+    def _like(self, event: Interaction, taught: bool) -> _Test | None:
+        """Note a like, and return its test where it is one."""
+        row, user = self.rows[event.item_id], self._users.setdefault(event.user_id, len(self._users))
+        if user == len(self._seen):
+            self._seen.append({})
+            self._lengths.append(0)
+            self._newest.append(None)
+        due, self.warm = self.warm <= 0, self.warm - 1
+        may_test = self.settings.repeats or row not in self._seen[user]
+        found = None
+        if due and may_test and (self.settings.hidden is None or not taught):
+            inside = int(self._newest[user] == event.ts)
+            found = _Test(user, row, self._lengths[user], self._counts[row], inside, len(self._seen[user]))
+        if taught:
+            self._counts[row] += 1
+            self._lengths[user] += 1
+        self._seen[user][row] = None
+        self._newest[user] = event.ts
+        return found
 
-    def teach(self, event: Interaction, feedback: Feedback) -> None:
-        """Let every contender learn an event."""
-        for name, contender in self.contenders.items():
-            started = time.process_time()
-            contender.learn(event, feedback)
+    def left_out(self, test: _Test) -> np.ndarray:
+        """Return the rows that nobody's list may have in a test, int64."""
+        rows = self.seen[test.user][: 0 if self.settings.repeats else test.seen]
+        return rows if self.settings.hidden is None else np.concatenate([rows, self.shown])
+
+
+class _Course:
+    """One contender's way through the script: its ranks, its lists and its times.
+
+    Parameters
+    ----------
+    script
+        What it goes through.
+    turn, turns
+        Which contender it is, of how many; for the progress.
+    """
+
+    def __init__(self, script: _Script, turn: int, turns: int) -> None:
+        self._script, self._done, self._total = script, turn * script.liked, turns * script.liked
+        self.ranks: list[int] = []
+        self.exposures = np.zeros(len(script.rows), dtype=np.int64)
+        self.answered, self.taught = _Clock(), _Clock()
+
+    def run(self, contender: Contender, progress: Progress) -> None:
+        """Let a fresh contender answer and learn, event by event."""
+        contender.start(tuple(self._script.rows))
+        for event, feedback, test, taught in self._script.steps:
+            if test is not None:
+                self._answer(contender, event, test)
+            if taught:
+                started = time.process_time()
+                contender.learn(event, feedback)
+                if feedback.sign > 0:
+                    self.taught.add(started)
             if feedback.sign > 0:
-                self.taught[name].add(started)
+                self._done += 1
+                if self._done % 1000 == 0 or self._done == self._total:
+                    progress("evaluating", self._done, self._total)
 
-    def trial(self, learned: int) -> Trial:
-        """Return everything."""
-        columns = np.array(self.tests, dtype=np.int64).reshape(-1, 5).T
-        return Trial(
-            ranks={name: np.array(ranks, dtype=np.int32) for name, ranks in self.ranks.items()},
-            exposures=self.exposures,
-            answer_us={name: clock.microseconds for name, clock in self.answered.items()},
-            learn_us={name: clock.microseconds for name, clock in self.taught.items()},
-            user=columns[0],
-            item=columns[1],
-            history=columns[2],
-            count=columns[3],
-            inside=columns[4].astype(np.bool_),
-            candidates=tuple(self.rows),
-            k=self.settings.k,
-            learned=learned,
-        )
+    def _answer(self, contender: Contender, event: Interaction, test: _Test) -> None:
+        started = time.process_time()
+        scores = contender.scores(event.user_id, event.ts)
+        self.answered.add(started)
+        rank, best = rank_among(scores, self._script.left_out(test), test.item, self._script.settings.k)
+        self.ranks.append(rank)
+        self.exposures[best[best >= 0]] += 1
 
 
 def hold_contest(
@@ -277,7 +324,10 @@ def hold_contest(
     *,
     progress: Progress = silent,
 ) -> Trial:
-    """Let contenders learn and answer side by side, in one pass over the events.
+    """Let contenders learn and answer on the same events, one contender after the other.
+
+    Each goes through the whole stream alone, so none finds the processor's caches full of another's arrays: as where it
+    is used. Nobody's ranks depend on who else is there.
 
     Parameters
     ----------
@@ -295,23 +345,31 @@ def hold_contest(
     EmptyData
         When nothing is liked, or nothing can be tested.
     """
-    judged = [(event, feedback_of(event)) for event in events]
-    liked = sum(feedback.sign > 0 for _, feedback in judged)
-    if not liked:
+    script = _Script([(event, feedback_of(event)) for event in events], settings)
+    if not script.liked:
         raise EmptyData("no liked event among the events", expected="at least one")
-    items = tuple(dict.fromkeys(event.item_id for event, feedback in judged if feedback.sign > 0))
-    fresh = {name: make() for name, make in contenders.items()}
-    for contender in fresh.values():
-        contender.start(items)
-    contest, warm, done = _Contest(items, fresh, settings), int(settings.warm_share * liked), 0
-    for event, feedback in judged:
-        if feedback.sign > 0:
-            contest.like(event, feedback, done >= warm)
-            done += 1
-            if done % 1000 == 0 or done == liked:
-                progress("evaluating", done, liked)
-        elif event.item_id in contest.rows and (settings.hidden is None or event.item_id not in settings.hidden):
-            contest.teach(event, feedback)
-    if not contest.tests:
-        raise EmptyData(f"nothing to test among {liked} liked events", expected="new likes after the warm part")
-    return contest.trial(liked)
+    if not script.tests:
+        raise EmptyData(f"nothing to test among {script.liked} liked events", expected="new likes after the warm part")
+    courses: dict[str, _Course] = {}
+    for turn, (name, make) in enumerate(contenders.items()):
+        courses[name] = _Course(script, turn, len(contenders))
+        courses[name].run(make(), progress)
+    return _trial(script, courses)
+
+
+def _trial(script: _Script, courses: Mapping[str, _Course]) -> Trial:
+    columns = np.array(script.tests, dtype=np.int64).T
+    return Trial(
+        ranks={name: np.array(course.ranks, dtype=np.int32) for name, course in courses.items()},
+        exposures={name: course.exposures for name, course in courses.items()},
+        answer_us={name: course.answered.microseconds for name, course in courses.items()},
+        learn_us={name: course.taught.microseconds for name, course in courses.items()},
+        user=columns[0],
+        item=columns[1],
+        history=columns[2],
+        count=columns[3],
+        inside=columns[4].astype(np.bool_),
+        candidates=tuple(script.rows),
+        k=script.settings.k,
+        learned=script.liked,
+    )

@@ -1,22 +1,24 @@
 """The contest and its figures: known answers, and the obvious way to count."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import EmptyData, InvalidSetting
 from common.events import Interaction
 from common.settings import feedback_of
 from stream.comparison import curve_of, figures_of, gini, mcnemar, paired_interval, row_of, slices_of, windows_of
-from stream.contest import ContestSettings, Learner, Trial, hold_contest
+from stream.contest import Contender, ContestSettings, Learner, Trial, hold_contest
 from stream.learner.blend import Blend
 from stream.learner.controls import PeriodicEase, PersonalTop, RandomScores, RiverMF
 from stream.learner.mf import MF
 from stream.learner.neighbours import Neighbours
 from stream.learner.popularity import Popularity
+from tests.oracles.contest import ranks_in_lockstep
 
 
 def liked(*pairs: tuple[str, str]) -> list[Interaction]:
@@ -151,6 +153,43 @@ def test_contenders_do_not_touch_each_other() -> None:
     np.testing.assert_array_equal(alone.ranks["mf"], among.ranks["mf"])
     again = hold_contest(events, {"random": RandomScores}, ContestSettings())
     np.testing.assert_array_equal(again.ranks["random"], among.ranks["random"])
+
+
+def baskets(seed: int) -> list[Interaction]:
+    """Return likes and low ratings of few users, some at one time."""
+    rng = np.random.default_rng(seed)
+    return [
+        Interaction(
+            str(n), f"u{rng.integers(4)}", f"i{rng.integers(12)}", "rating", ts=n // 3, value=float(rng.integers(2, 6))
+        )
+        for n in range(90)
+    ]
+
+
+@settings(max_examples=25)
+@given(
+    seed=st.integers(0, 10_000),
+    hidden=st.sampled_from([frozenset[str](), frozenset({"i1", "i2", "i5"})]),
+    repeats=st.booleans(),
+)
+def test_one_after_the_other_they_rank_as_in_lockstep(seed: int, hidden: frozenset[str], repeats: bool) -> None:
+    events, texts = baskets(seed), {f"i{n}": np.random.default_rng(n).standard_normal(6) for n in range(12)}
+    makes: dict[str, Callable[[], Contender]] = {
+        "random": RandomScores,
+        "popularity": lambda: Learner(Popularity()),
+        "blend": lambda: Learner(
+            Blend(n_factors=4, negatives=3, places=16, text_dimensions=2, repeats=repeats),
+            texts=texts, dislikes=True, tries=True,
+        ),
+    }  # fmt: skip
+    liked_events = sum(feedback_of(event).sign > 0 for event in events)
+    ranks, known = ranks_in_lockstep(
+        events, {name: make() for name, make in makes.items()}, int(0.2 * liked_events), hidden, repeats
+    )
+    trial = hold_contest(events, makes, ContestSettings(repeats=repeats, hidden=hidden or None))
+    assert {name: found.tolist() for name, found in trial.ranks.items()} == ranks
+    found = zip(trial.history.tolist(), trial.count.tolist(), trial.inside.tolist(), strict=True)
+    assert list(found) == known
 
 
 def test_texts_reach_those_who_take_them_only() -> None:
