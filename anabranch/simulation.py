@@ -3,21 +3,21 @@
 import os
 import time
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flwr.app import Context, RecordDict
 
 from anabranch.accounting import LentAccountant
+from anabranch.engines import Engine, OnRay, in_process
+from anabranch.nodes import NODES, write_configs, write_nodes
 from anabranch.parts import Parts, owners
 from anabranch.simulation_settings import SimulationSettings, privacy_terms
 from anabranch.version import PROGRAM
 from common.clock import Clock, wall_clock
 from common.datasets.base import Dataset
-from common.datasets.files import write_interactions
 from common.encoder.adapter import TextEncoder, initial_adapter, resolve_device
 from common.encoder.cache import HiddenCache, encode_items, open_or_build
 from common.encoder.spec import EncoderSpec
@@ -29,10 +29,8 @@ from common.manifests import Manifest
 from common.progress import Progress, silent
 from server.aggregate import strategy_named
 from server.aggregate.base import RowAdam
-from server.app import make_app
 from server.evaluate import control_scorers, quality_of, rank
 from server.fleet.base import Fleet
-from server.fleet.inprocess import InProcessGrid
 from server.intake import RoundRecord
 from server.plan import RunPlan, least_threshold
 from server.pool import ServerNoise
@@ -42,8 +40,6 @@ from server.rounds import RoundLoop, RoundStore, RunState
 from server.starts import begin, first_state, newest_start, run_folder, start_from, started
 
 ROUNDS = "rounds"
-REPLAY_WINDOWS = 16
-"""Old windows a user that a simulated node keeps, where replay is asked for."""
 
 __all__ = ["Simulation", "SimulationResult", "SimulationSettings", "privacy_terms", "simulate"]
 
@@ -119,6 +115,9 @@ class Simulation:
         Wall clock.
     cache
         Folder of the encoder's frozen layers, when runs share one; else it is in the store.
+    engine
+        What carries the messages, where it is there already: Flower's own runtime, which called us. None starts the one
+        that the settings name.
     """
 
     def __init__(
@@ -131,8 +130,9 @@ class Simulation:
         note: Callable[[str], None] = lambda text: None,
         clock: Clock = wall_clock,
         cache: Path | None = None,
+        engine: Engine | None = None,
     ) -> None:
-        self._dataset, self._store, self._settings = dataset, store, settings
+        self._dataset, self._store, self._settings, self._given = dataset, store, settings, engine
         self._progress, self._note, self._clock = progress, note, clock
         self._cache = cache or store / "cache"
 
@@ -161,7 +161,8 @@ class Simulation:
         source = self._source()
         plan = self._started(plan, source)
         registry = self._open_registry(spec, sha256)
-        rounds = RoundStore(run_folder(self._store / ROUNDS, plan), plan)
+        folder = run_folder(self._store / ROUNDS, plan)
+        rounds = RoundStore(folder, plan)
         begin(self._store / ROUNDS, plan)
         state = rounds.latest()
         self._refuse_unasked_resume(state)
@@ -171,13 +172,16 @@ class Simulation:
                 self._settings, state, done, _seconds(state, 0.0, time.monotonic() - began), state.round
             )
         # the workers load their libraries while the items are encoded here
-        with self._fleet(dealt) as grid:
+        with self._engine(dealt) as engine:
             encoder = TextEncoder.load(spec, self._settings.device)
             cache = open_or_build(self._cache, encoder, self._dataset.catalogue.texts, self._progress)
             resumed_from = state.round if state else 0
             state = state or self._first_state(encoder, plan, source or registry)
-            publisher = self._publisher(registry, encoder, cache, parts, owners(dealt), plan)
-            state, stopped = self._run_rounds(grid, rounds, plan, publisher, state)
+            # who holds a user's data is known only where the data is dealt here
+            publisher = self._publisher(
+                registry, encoder, cache, parts, owners(dealt) if engine.simulated else {}, plan
+            )
+            state, stopped = self._run_rounds(engine, folder, rounds, plan, publisher, state)
         evaluating = time.monotonic()
         manifest = self._publish(publisher, state)
         now = time.monotonic()
@@ -218,6 +222,7 @@ class Simulation:
             colluders=settings.colluders,
             bad_share=settings.bad_share,
             ranks=settings.ranks,
+            timeout_s=settings.timeout_s,
         )
 
     def _source(self) -> Registry | None:
@@ -329,7 +334,8 @@ class Simulation:
 
     def _run_rounds(
         self,
-        grid: InProcessGrid,
+        engine: Engine,
+        folder: Path,
         rounds: RoundStore,
         plan: RunPlan,
         publisher: Publisher,
@@ -346,7 +352,7 @@ class Simulation:
             self._publish_if_due(publisher, done)
             return self._enough(publisher) is not None
 
-        def conduct(fleet: Fleet, context: Context) -> None:
+        def conduct(fleet: Fleet, context: object) -> None:
             loop = RoundLoop(
                 plan,
                 strategy,
@@ -363,9 +369,8 @@ class Simulation:
         self._publish_if_due(publisher, state)
         stopped = self._enough(publisher)
         if stopped is None:
-            context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={})
             try:
-                make_app(conduct)(grid, context)
+                engine.conduct(conduct, folder)
                 stopped = self._enough(publisher)
             except BudgetExceeded as error:
                 if outcome[0].round == 0:
@@ -387,32 +392,18 @@ class Simulation:
             return None
         return f"the quality gate held back the last {patience} versions"
 
-    def _fleet(self, dealt: list[dict[str, list[Interaction]]]) -> AbstractContextManager[InProcessGrid]:
-        configs, ranks = [], self._settings.ranks
-        for node, users in enumerate(dealt):
-            folder = self._store / "clients" / f"node-{node:05d}"
-            write_interactions(folder / "interactions.jsonl", (event for events in users.values() for event in events))
-            configs.append(
-                {
-                    "client": f"node-{node:05d}",
-                    "interactions": str(folder / "interactions.jsonl"),
-                    "ledger": str(folder / "ledger.sqlite"),
-                    "catalogue": str(self._store / CATALOGUE_NAME),
-                    "cache": str(self._cache),
-                    "encoder": self._settings.encoder,
-                    "device": self._settings.device,
-                    # a simulated node agrees to what is simulated
-                    "max-epsilon": str(self._settings.privacy.epsilon),
-                    "units": self._settings.privacy.unit,
-                    "noise": self._settings.privacy.noise,
-                    "secret-seed": str(stable_hash("secret", self._settings.seed, node) % 2**63),
-                    "replay-windows": str(REPLAY_WINDOWS),
-                    **({"rank": str(ranks[node % len(ranks)])} if ranks else {}),
-                }
-            )
-        workers = self._settings.workers or min(os.cpu_count() or 1, self._settings.cohort)
-        # one thread each, however many workers: sums then come out the same
-        return InProcessGrid("client.app:app", configs, workers=workers, threads=1)
+    def _engine(self, dealt: list[dict[str, list[Interaction]]]) -> AbstractContextManager[Engine]:
+        settings, given, nodes = self._settings, self._given, self._store / NODES
+        if given is not None and not given.simulated:
+            return nullcontext(given)
+        configs = write_nodes(nodes, dealt, settings, catalogue=self._store / CATALOGUE_NAME, cache=self._cache)
+        workers = settings.workers or min(os.cpu_count() or 1, settings.cohort)
+        if given is None and settings.engine == "inprocess":
+            return in_process(configs, workers)
+        write_configs(nodes, configs)
+        gpus = 1 / workers if resolve_device(settings.device).type == "cuda" else 0.0
+        ray = OnRay(nodes, settings.clients, workers=workers, address=settings.ray_address, gpus=gpus)
+        return nullcontext(given or ray)
 
 
 def initial_vectors(encoder: TextEncoder, cache: HiddenCache, seed: int) -> np.ndarray:

@@ -9,7 +9,7 @@ from common.instructions import Objective, PrivacyTerms
 from common.privacy import Noise, PrivacyUnit
 from server.aggregate import STRATEGIES
 
-ENGINES = ("inprocess",)
+ENGINES = ("inprocess", "flower")
 UNITS: tuple[PrivacyUnit, ...] = ("user", "example", "client", "off")
 NOISES: tuple[Noise, ...] = ("local", "server", "shared")
 
@@ -30,7 +30,9 @@ class SimulationSettings:
     server_learning_rate
         Of the server's optimiser.
     engine
-        "inprocess".
+        "inprocess": worker processes of this program; "flower": Flower's own simulation, on Ray.
+    ray_address
+        Of a Ray cluster that runs already; None starts Ray on this machine.
     encoder
         Name, hub id or folder.
     device
@@ -38,7 +40,7 @@ class SimulationSettings:
     seed
         Of everything; the same seed and data give the same adapter.
     workers
-        Processes of the in-process fleet; 0 means one a core.
+        Processes that nodes are simulated in; 0 means one a core.
     evaluate_every
         Rounds between published versions; 0 publishes only the last.
     resume
@@ -59,6 +61,8 @@ class SimulationSettings:
         The version that the run starts from, or the name of a pointer ("current"); None starts anew.
     from_store
         The store that holds it; None: the same.
+    timeout_s
+        Patience with the slowest node of a round.
     since, until
         Shares of the training part, in time order: nodes hold only the clicks in between.
     """
@@ -88,10 +92,20 @@ class SimulationSettings:
     from_store: Path | None = None
     since: float = 0.0
     until: float = 1.0
+    ray_address: str | None = None
+    timeout_s: float = 600.0
 
     def __post_init__(self) -> None:
         if self.engine not in ENGINES:
             raise UnknownName("engine", self.engine, list(ENGINES), mend="leave out --engine")
+        if self.ray_address is not None and self.engine != "flower":
+            raise InvalidSetting(
+                f"Ray at {self.ray_address} for engine {self.engine!r}",
+                expected="engine 'flower'",
+                mend="add --engine flower",
+            )
+        if not self.timeout_s > 0:
+            raise InvalidSetting(f"a timeout of {self.timeout_s} s", expected="more than 0")
         if self.strategy not in STRATEGIES:
             raise UnknownName("strategy", self.strategy, list(STRATEGIES))
         if self.clients < 1 or not 1 <= self.cohort <= self.clients:

@@ -71,9 +71,13 @@ def simulate(
     local_steps: Annotated[int | None, typer.Option(help="Steps a node and round; 1, privacy off 8.")] = None,
     client_rate: Annotated[float | None, typer.Option(help="Of the nodes' steps; 1, privacy off 3.")] = None,
     server_rate: Annotated[float | None, typer.Option(help="Of the server; off 0.03, local 0.01, else 0.02.")] = None,
-    engine: Annotated[str, typer.Option(help="inprocess: worker processes on this machine.")] = "inprocess",
+    engine: Annotated[
+        str, typer.Option(help="inprocess: worker processes here; flower: its simulation on Ray.")
+    ] = "inprocess",
+    ray_address: Annotated[str | None, typer.Option(help="Ray cluster that runs already; none: Ray here.")] = None,
     encoder: Annotated[str, typer.Option(help="minilm, a Hugging Face BERT, or a folder.")] = "minilm",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    timeout: Annotated[float, typer.Option(help="Seconds to wait for the slowest node of a round.")] = 600.0,
     seed: Annotated[int, typer.Option(help="The same seed gives the same adapter.")] = 0,
     workers: Annotated[int, typer.Option(help="Worker processes; 0 means one a core.")] = 0,
     evaluate_every: Annotated[int, typer.Option(help="Publish a version every so many rounds; 0: the last.")] = 0,
@@ -93,6 +97,7 @@ def simulate(
     Example:
       anabranch simulate --clients 10 --rounds 12 --epsilon 8
       anabranch simulate --data synthetic --privacy off --store /tmp/try
+      anabranch simulate --clients 100 --cohort 20 --engine flower
     """
     given = dict(locals())
     _run(data, store, settings_of(given), Output(as_json=as_json))
@@ -117,6 +122,7 @@ def settings_of(given: dict[str, Any]) -> "SimulationSettings":
         "objective": Objective(**goal),
         "server_learning_rate": effort.server_rate,
         "ranks": ranks_in(given["ranks"]),
+        "timeout_s": given["timeout"],
     }
     alike = {each.name: given[each.name] for each in fields(SimulationSettings) if each.name in given}
     return SimulationSettings(**(alike | made))

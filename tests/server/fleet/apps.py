@@ -27,6 +27,15 @@ def train(message: Message, context: Context) -> Message:
     return Message(_update(message, config), reply_to=message)
 
 
+@app.query("roll_call")
+def roll_call(message: Message, context: Context) -> Message:
+    """Say the node's name, or what its configuration says instead."""
+    _act(str(context.node_config.get("do-when-called", "")), {})
+    return Message(
+        RecordDict({"answer": ConfigRecord({"client": str(context.node_config["client"])})}), reply_to=message
+    )
+
+
 def _act(what: str, config: dict[str, str]) -> None:
     if what == "raise":
         raise ValueError("no data at this node")
