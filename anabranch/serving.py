@@ -4,19 +4,23 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from common.errors import NoModel
 from server.serving.app import DEFAULT_LIMITS, App, create_app
+from server.serving.bundle import Bundle, BundleSource
 from server.serving.keys import KeyFile
 from server.serving.limits import Limits
 from server.serving.query import QueryTexts
+from server.serving.recommend import Question, recommend
 from server.serving.reload import ReloadingSource
+from server.serving.shared import MappedSource
 from server.serving.slate_log import SlateLog
 
 if TYPE_CHECKING:
-    from stream.connect import Client
     from stream.source import Log
+
+PolledSource = ReloadingSource | MappedSource
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +40,7 @@ class Broker:
     servers: str
     topic: str
     security: Path | None = None
-    client: "Client" = "kafka-python"
+    client: Literal["kafka-python", "librdkafka"] = "kafka-python"
 
     def log(self) -> "Log":
         """Return the cluster; nothing is asked of it yet."""
@@ -68,7 +72,7 @@ class Serving:
         Where clicks are read and sent; None answers from snapshots alone, and refuses events.
     """
 
-    store: Path | str
+    store: str
     reload_every: float = 2.0
     limits: Limits = DEFAULT_LIMITS
     keys: Path | None = None
@@ -77,12 +81,24 @@ class Serving:
     broker: Broker | None = None
 
     @contextmanager
-    def running(self, queries: QueryTexts) -> Iterator[tuple[App, ReloadingSource]]:
-        """Give the app and what it serves, while new versions and clicks are taken up."""
+    def running(
+        self, queries: QueryTexts, shared: Path | None = None, process: str | None = None
+    ) -> Iterator[tuple[App, PolledSource]]:
+        """Give the app and what it serves, while new versions and clicks are taken up.
+
+        Parameters
+        ----------
+        shared
+            Where another process writes the bundles out that it reads from the store; None reads it here.
+        process
+            Names this process where several answer.
+        """
         keys = None if self.keys is None else KeyFile(self.keys)
         if keys is not None:
             keys.keys()  # a file that cannot be read shows now, not with the first request
-        source = ReloadingSource(self.store, self.reload_every)
+        source: PolledSource = ReloadingSource(self.store, self.reload_every)
+        if shared is not None:
+            source = MappedSource(shared, self.store, warm=_answer_once)
         with ExitStack() as stack:
             stack.enter_context(source.polling())
             live = events = None
@@ -103,11 +119,17 @@ class Serving:
                 events=events,
                 live=live,
                 slates=None if self.slate_log is None else SlateLog(self.slate_log),
+                process=process,
             )
             yield app, source
 
 
-def _offsets_of(source: ReloadingSource) -> Mapping[str, Mapping[str, int]]:
+def _answer_once(bundle: Bundle) -> None:
+    """Bring a bundle into memory."""
+    recommend(bundle, Question(k=1), None, "")
+
+
+def _offsets_of(source: BundleSource) -> Mapping[str, Mapping[str, int]]:
     """Return how far the served snapshot has read; nothing before the first."""
     try:
         stream = source.bundle().stream

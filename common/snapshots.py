@@ -88,7 +88,7 @@ class MFSnapshot:
         return scored
 
 
-_ARRAYS = (
+ARRAYS = (
     "history_factors",
     "item_factors",
     "item_bias",
@@ -108,7 +108,7 @@ class _Ids(msgspec.Struct, frozen=True):
 def write_snapshot(folder: Path, snapshot: MFSnapshot, created_at: int) -> Manifest:
     """Publish the snapshot as an immutable folder; see `common.store.publish_folder`."""
     blend = snapshot.blend
-    arrays = {name: getattr(snapshot, name) for name in _ARRAYS} | ({} if blend is None else blend.arrays())
+    arrays = {name: getattr(snapshot, name) for name in ARRAYS} | ({} if blend is None else blend.arrays())
     manifest = Manifest(
         kind=KIND if blend is None else BLEND_KIND,
         version=folder.name,
@@ -160,6 +160,6 @@ def read_snapshot(folder: Path) -> MFSnapshot:
         window=int(details["window"]),
         events=int(details["events"]),
         offsets={str(topic): dict(parts) for topic, parts in details["offsets"].items()},
-        **{name: arrays[name] for name in _ARRAYS},
+        **{name: arrays[name] for name in ARRAYS},
         blend=read_blend(arrays, details.get("blend", {}), str(folder)) if manifest.kind == BLEND_KIND else None,
     )

@@ -1,13 +1,18 @@
 """`anabranch serve`: the query path over HTTP."""
 
-from contextlib import ExitStack
+import os
+import socket
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from anabranch.commands.stream_options import TOPIC, ClientOption, SecurityOption, TopicOption, quieten_kafka
 from anabranch.output import Output
+
+if TYPE_CHECKING:
+    from anabranch.serving import Serving
 
 KeysOption = Annotated[
     Path | None, typer.Option("--keys", help="File of API keys (anabranch keys new); without it none are asked for.")
@@ -20,6 +25,9 @@ OriginOption = Annotated[
 ]
 SlateOption = Annotated[
     Path | None, typer.Option("--slate-log", help="Folder for one JSON line an answered slate; it names users.")
+]
+ProcessesOption = Annotated[
+    int, typer.Option(min=1, max=256, help="Processes that answer; more than one share the model in memory.")
 ]
 BrokerOption = Annotated[
     str | None,
@@ -46,6 +54,7 @@ def serve(
     timeout: TimeoutOption = 30.0,
     cors_origin: OriginOption = [],  # noqa: B006 - typer's way to give a list a default; it is only read
     slate_log: SlateOption = None,
+    processes: ProcessesOption = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print the address as one JSON object.")] = False,
 ) -> None:
     """Answer questions over HTTP, and take up new versions while answering.
@@ -63,15 +72,15 @@ def serve(
     out = Output(as_json=as_json)
     limits = Limits(timeout_s=timeout, rate=rate, burst=burst)
     # the socket first: a port in use shows at once, not after the model is loaded
-    with bind(checked_host(host, with_keys=keys is not None), port) as listener, ExitStack() as running:
-        from anabranch.recommender import lazy_queries
+    with bind(checked_host(host, with_keys=keys is not None), port) as listener:
         from anabranch.serving import Broker, Serving
-        from common.errors import NoModel
-        from server.serving.run import pin_blas_threads, serve_until_stopped
 
-        pin_blas_threads()
-        quieten_kafka()
-        queries = lazy_queries(device)
+        url = url_of(listener)
+
+        def tell(running_processes: Mapping[str, int]) -> None:
+            answer = {"url": url, "store": store, "processes": dict(running_processes)}
+            out.result(answer, lambda console: console.print(f"serving {store} on {url}"))
+
         serving = Serving(
             store=store,
             reload_every=reload_every,
@@ -81,14 +90,32 @@ def serve(
             slate_log=slate_log,
             broker=None if servers is None else Broker(servers, topic, security, client),
         )
-        app, source = running.enter_context(serving.running(queries))
+        if processes > 1:
+            from anabranch.serving_process import serve_with_processes
+
+            serve_with_processes(serving, device, processes, listener, tell)
+        else:
+            _serve_here(serving, device, listener, out, tell)
+    out.note("stopped")
+
+
+def _serve_here(
+    serving: "Serving", device: str, listener: socket.socket, out: Output, tell: Callable[[Mapping[str, int]], None]
+) -> None:
+    """Answer from this process."""
+    from anabranch.recommender import lazy_queries
+    from common.errors import NoModel
+    from server.serving.run import pin_blas_threads, serve_until_stopped
+
+    pin_blas_threads()
+    quieten_kafka()
+    queries = lazy_queries(device)
+    with serving.running(queries) as (app, source):
         try:
             bundle = source.bundle()
         except NoModel as error:
             out.note(f"answering 503 until there is a model: {error}")
         else:
             queries.warm(bundle.model)
-        url = url_of(listener)
-        out.result({"url": url, "store": store}, lambda console: console.print(f"serving {store} on {url}"))
+        tell({"server": os.getpid()})
         serve_until_stopped(app, listener)
-    out.note("stopped")

@@ -92,6 +92,7 @@ def create_app(
     events: EventSink | None = None,
     live: RecentEvents | None = None,
     slates: SlateLog | None = None,
+    process: str | None = None,
 ) -> FastAPI:
     """Build the service.
 
@@ -117,6 +118,8 @@ def create_app(
         What users did since the snapshot.
     slates
         Where slates are logged; None logs none.
+    process
+        Names this process where several answer; None for one alone.
     """
     app = FastAPI(
         title="Anabranch",
@@ -125,7 +128,7 @@ def create_app(
         docs_url=None,  # its page would load scripts from elsewhere
         redoc_url=None,
     )
-    metrics = ServiceMetrics(source, live, clock)
+    metrics = ServiceMetrics(source, live, clock, process)
     problems.install(app, limits.body_bytes)
     # the last one added is asked first
     app.add_middleware(Patience, limits=limits)

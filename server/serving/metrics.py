@@ -1,10 +1,17 @@
-"""The service's figures for Prometheus; how each is read: docs/operations.md."""
+"""The service's figures for Prometheus; how each is read: docs/operations.md.
+
+Where several processes answer, the client library keeps counters and histograms in files of a folder, and whichever
+process is asked adds all of them up. Gauges are then those of the process that was asked, which they name.
+"""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram, Metric, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from common.clock import Clock
@@ -18,6 +25,32 @@ _METHODS = frozenset({"GET", "POST", "HEAD", "OPTIONS", "PUT", "DELETE", "PATCH"
 NO_ROUTE = "none"
 
 
+Read = Callable[[], float]
+
+
+class _Gauges(Collector):
+    """Figures that are read when they are asked for.
+
+    Parameters
+    ----------
+    figures
+        Name, text, and how it is read.
+    process
+        Names the process, where there are several.
+    """
+
+    def __init__(self, figures: tuple[tuple[str, str, Read], ...], process: str | None) -> None:
+        self._figures, self._process = figures, process
+
+    def collect(self) -> Iterator[Metric]:
+        """Read all."""
+        named = [] if self._process is None else [self._process]
+        for name, text, read in self._figures:
+            family = GaugeMetricFamily(f"anabranch_serve_{name}", text, labels=["process"][: len(named)])
+            family.add_metric(named, read())
+            yield family
+
+
 class ServiceMetrics:
     """Counts what is asked, and tells what is served, in a registry of its own.
 
@@ -29,9 +62,13 @@ class ServiceMetrics:
         What happens since the snapshot, where the service follows a topic.
     clock
         For ages.
+    process
+        Names this process where several answer, which share their counts; None for one alone.
     """
 
-    def __init__(self, source: BundleSource, live: RecentEvents | None, clock: Clock) -> None:
+    def __init__(
+        self, source: BundleSource, live: RecentEvents | None, clock: Clock, process: str | None = None
+    ) -> None:
         self._source, self._clock = source, clock
         self._registry = CollectorRegistry()
         own: dict[str, Any] = {"namespace": "anabranch", "subsystem": "serve", "registry": self._registry}
@@ -39,14 +76,17 @@ class ServiceMetrics:
         self._seconds = Histogram("seconds", "Time to the first byte of an answer.", ["route"], buckets=_BUCKETS, **own)
         self._users = Counter("slates", "Slates, by whether the user is known.", ["known_user"], **own)
         self._events = Counter("events", "Events that the broker took.", **own)
-        gauges: tuple[tuple[str, str, Callable[[], float]], ...] = (
+        gauges: tuple[tuple[str, str, Read], ...] = (
             ("ready", "1 when there is a model.", self._ready),
             ("model_age_seconds", "Since the served version was made; -1 without one.", self._model_age),
             ("snapshot_age_seconds", "Since the served snapshot was made; -1 without one.", self._snapshot_age),
             ("live_lag_records", "Records of the topic not read yet; -1 when not known.", lambda: _lag_of(live)),
         )
-        for name, text, read in gauges:
-            Gauge(name, text, **own).set_function(read)
+        # what is told: our own counts, or with several processes those of all, which the library reads from its files
+        self._told = self._registry if process is None else CollectorRegistry()
+        if process is not None:
+            MultiProcessCollector(self._told)  # type: ignore[no-untyped-call]  # the library has no types there
+        self._told.register(_Gauges(gauges, process))
 
     def answered(self, method: str, route: str, status: int, seconds: float) -> None:
         """Take note of an answer; `route` is a template, never a path that was sent."""
@@ -63,7 +103,7 @@ class ServiceMetrics:
 
     def text(self) -> bytes:
         """Return all figures as Prometheus reads them."""
-        return generate_latest(self._registry)
+        return generate_latest(self._told)
 
     def _ready(self) -> float:
         return float(self._model_age() >= 0.0)

@@ -12,6 +12,7 @@ from typing import TypeVar
 from common.errors import AnabranchError, NoModel
 from server.registry import CURRENT, Registry
 from server.serving.bundle import Bundle, Model, Stream, load_model, load_stream, snapshot_name, snapshots_folder
+from server.serving.polling import polled
 from server.serving.tables import ItemTable
 
 log = logging.getLogger(__name__)
@@ -64,10 +65,18 @@ class ReloadingSource:
         Seconds between two looks at the pointers (two small files).
     monotonic
         Seconds that never go back.
+    keep
+        Given each new bundle before it is served; what it returns is served: the same, kept elsewhere.
     """
 
-    def __init__(self, root: Path | str, every: float = 2.0, monotonic: Callable[[], float] = time.monotonic) -> None:
-        self._root, self._every, self._monotonic = root, every, monotonic
+    def __init__(
+        self,
+        root: Path | str,
+        every: float = 2.0,
+        monotonic: Callable[[], float] = time.monotonic,
+        keep: Callable[[Bundle], Bundle] = lambda bundle: bundle,
+    ) -> None:
+        self._root, self._every, self._monotonic, self._keep = root, every, monotonic, keep
         self._registry: Registry | None = None
         self._items: ItemTable | None = None
         self._bundle: Bundle | None = None
@@ -127,30 +136,15 @@ class ReloadingSource:
             if old is not None and model is old.model and stream is old.stream:
                 return False
             # the one write that readers see
-            self._bundle = Bundle(self._items, model, stream)
+            self._bundle = self._keep(Bundle(self._items, model, stream))
             return True
 
     @contextmanager
     def polling(self) -> Iterator[None]:
         """Refresh now, then in a thread until the block is left."""
         self.refresh()
-        stop = threading.Event()
-        thread = threading.Thread(target=self._poll, args=(stop,), name="anabranch-reload", daemon=True)
-        thread.start()
-        try:
+        with polled(self.refresh, self._every):
             yield
-        finally:
-            stop.set()
-            thread.join(timeout=30.0)
-
-    def _poll(self, stop: threading.Event) -> None:
-        while not stop.wait(self._every):
-            try:
-                self.refresh()
-            except (AnabranchError, OSError) as error:
-                log.warning("the store is not read: %s", error)
-            except Exception:  # the thread must outlive any surprise in a version, or no later one would be taken up
-                log.exception("a new version is not taken up")
 
     def _opened(self) -> Registry | None:
         if self._registry is None:

@@ -6,7 +6,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
@@ -96,12 +96,20 @@ def url_of(listener: socket.socket) -> str:
 class _Server(uvicorn.Server):
     """uvicorn, except that a signal stops it and is then done with, so the process ends with 0."""
 
+    stopped_by: tuple[signal.Signals, ...] = (signal.SIGINT, signal.SIGTERM)
+    on_start: Callable[[], None] | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.on_start is not None:
+            self.on_start()
+
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: signal.signal(number, self._stop) for number in self.stopped_by}
         try:
             yield
         finally:
@@ -129,10 +137,24 @@ def _server(app: FastAPI) -> _Server:
     return _Server(config)
 
 
-def serve_until_stopped(app: FastAPI, listener: socket.socket) -> None:
-    """Serve on the socket until Ctrl-C or SIGTERM, then close it."""
+def serve_until_stopped(
+    app: FastAPI,
+    listener: socket.socket,
+    *,
+    stopped_by: tuple[signal.Signals, ...] = (signal.SIGINT, signal.SIGTERM),
+    on_start: Callable[[], None] | None = None,
+) -> None:
+    """Serve on the socket until a signal, then answer what is under way, and close it.
+
+    Parameters
+    ----------
+    on_start
+        Called once questions are answered.
+    """
+    server = _server(app)
+    server.stopped_by, server.on_start = stopped_by, on_start
     with listener:
-        _server(app).run(sockets=[listener])
+        server.run(sockets=[listener])
 
 
 @dataclass(frozen=True, slots=True)

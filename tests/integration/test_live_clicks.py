@@ -115,7 +115,7 @@ def _learned(learner: object, user: str) -> list[str]:
 def serving(servers: str | None, store: Path) -> Iterator[httpx.Client]:
     """Serve as `anabranch serve` does, with a quick text encoder."""
     broker = None if servers is None else Broker(servers, "clicks")
-    parts = Serving(store=store, reload_every=0.05, broker=broker)
+    parts = Serving(store=str(store), reload_every=0.05, broker=broker)
     with (
         parts.running(QueryTexts(lambda name: WordEncoder())) as (app, _),
         serve_in_thread(app) as service,

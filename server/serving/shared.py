@@ -1,0 +1,237 @@
+"""One bundle for several processes: one reads and checks the store and writes the bundle out, the others map it.
+
+So hashing, decoding and sorting happen once a machine and beside the requests, a new version costs a serving process a
+few system calls, and the arrays lie in memory once, in the page cache.
+
+The folder is the service's own and lasts as long as it. Its files are never changed; `POINTER` names those that belong
+together and is replaced in one step. What no reader can need any more is removed.
+"""
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from common.blends import read_blend
+from common.errors import ArtifactCorrupt, NoModel
+from common.manifests import Manifest, decode_manifest, encode_manifest
+from common.snapshots import ARRAYS, MFSnapshot
+from common.store import map_arrays, pack_arrays
+from server.registry import CURRENT
+from server.serving.bundle import VECTORS_TENSOR, Bundle, Model, Stream
+from server.serving.polling import polled
+from server.serving.tables import ItemTable, ids_from
+from server.storage import storage_at
+
+log = logging.getLogger(__name__)
+POINTER = "bundle.json"
+EVERY_S = 0.1
+"""A look is one system call, so a new bundle is served by all processes within this time."""
+_ADAPTER, _USERS = "adapter.", "users"
+
+
+class _Pointer(msgspec.Struct, frozen=True):
+    """The names of the files of one bundle."""
+
+    items: str
+    model: str
+    stream: str | None
+
+
+class BundleFolder:
+    """Writes bundles out.
+
+    Parameters
+    ----------
+    folder
+        Exists, and nobody else writes to it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._count = 0
+        self._written: dict[str, tuple[object, str]] = {}
+        self._last: tuple[str, ...] = ()
+
+    def write(self, bundle: Bundle) -> Bundle:
+        """Let readers have a bundle; return the same, mapped, so that what it was read into can be let go."""
+        items = self._name("items", bundle.items, bundle.items.arrays, None)
+        model = self._name("model", bundle.model, lambda: _model_arrays(bundle.model), bundle.model.manifest)
+        stream, name = bundle.stream, None
+        if stream is not None:
+            name = self._name("stream", stream, lambda: _stream_arrays(stream), stream.manifest)
+        self._replace(POINTER, msgspec.json.encode(_Pointer(items, model, name)))
+        mapped = map_bundle(self._folder)
+        # what comes back with the next bundle is what is handed out here; the items are asked for once
+        kept = {"items": bundle.items, "model": mapped.model, "stream": mapped.stream}
+        self._written = {kind: (kept[kind], name) for kind, (_, name) in self._written.items()}
+        self._sweep(items, model, *([] if name is None else [name]))
+        return mapped
+
+    def _name(
+        self, kind: str, part: object, arrays: Callable[[], Mapping[str, np.ndarray]], manifest: Manifest | None
+    ) -> str:
+        """Return the name of a part's file, which is written unless it was."""
+        held, name = self._written.get(kind, (None, ""))
+        if held is not part:
+            self._count += 1
+            name = f"{kind}-{self._count}"
+            if manifest is not None:
+                self._replace(f"{name}.json", encode_manifest(manifest))
+            self._replace(f"{name}.safetensors", pack_arrays(arrays()))
+            self._written[kind] = (part, name)
+        return name
+
+    def _replace(self, name: str, content: bytes) -> None:
+        aside = self._folder / f".{name}"
+        # not synced: after a power cut there is no service that could read it
+        aside.write_bytes(content)
+        aside.replace(self._folder / name)
+
+    def _sweep(self, *names: str) -> None:
+        """Remove all but this bundle and the one before, which somebody may be about to map."""
+        kept = {*names, *self._last}
+        for path in self._folder.iterdir():
+            if path.name != POINTER and path.stem not in kept:
+                path.unlink(missing_ok=True)
+        self._last = names
+
+
+def _model_arrays(model: Model) -> dict[str, np.ndarray]:
+    adapter = {f"{_ADAPTER}{name}": array for name, array in model.adapter.items()}
+    return {**adapter, VECTORS_TENSOR: model.item_vectors}
+
+
+def _stream_arrays(stream: Stream) -> dict[str, np.ndarray]:
+    snapshot = stream.snapshot
+    users = {f"{_USERS}.{name}": array for name, array in stream.users.arrays().items()}
+    blend = {} if snapshot.blend is None else snapshot.blend.arrays()
+    return {**{name: getattr(snapshot, name) for name in ARRAYS}, **users, **blend}
+
+
+def map_bundle(folder: Path, held: Bundle | None = None) -> Bundle:
+    """Map the bundle that a `BundleFolder` wrote last; parts that `held` has already are taken from it.
+
+    Raises
+    ------
+    NoModel
+        Before the first one.
+    ArtifactCorrupt, OSError
+        When a file is damaged or gone.
+    """
+    try:
+        pointer = msgspec.json.decode((folder / POINTER).read_bytes(), type=_Pointer)
+    except FileNotFoundError as error:
+        raise NoModel(f"{folder} holds no bundle yet", expected="one, once the store holds a model") from error
+    items = held.items if held is not None else ItemTable.from_arrays(_arrays(folder, pointer.items))
+    model = _manifest(folder, pointer.model)
+    if held is not None and held.model.manifest == model:
+        served = held.model
+    else:
+        arrays = _arrays(folder, pointer.model)
+        adapter = {name.removeprefix(_ADAPTER): array for name, array in arrays.items() if name.startswith(_ADAPTER)}
+        served = Model(model, adapter, arrays[VECTORS_TENSOR])
+    if pointer.stream is None:
+        return Bundle(items, served, None)
+    stream = _manifest(folder, pointer.stream)
+    if held is not None and held.stream is not None and held.stream.manifest == stream:
+        return Bundle(items, served, held.stream)
+    return Bundle(items, served, _stream(stream, _arrays(folder, pointer.stream), items))
+
+
+def _arrays(folder: Path, name: str) -> dict[str, np.ndarray]:
+    return map_arrays(folder / f"{name}.safetensors")
+
+
+def _manifest(folder: Path, name: str) -> Manifest:
+    path = folder / f"{name}.json"
+    return decode_manifest(path.read_bytes(), str(path))
+
+
+def _stream(manifest: Manifest, arrays: Mapping[str, np.ndarray], items: ItemTable) -> Stream:
+    details = manifest.details
+    blend = read_blend(arrays, details["blend"], manifest.version) if "blend" in details else None
+    snapshot = MFSnapshot(
+        item_ids=items.ids,
+        user_ids=ids_from(arrays, _USERS),
+        recency=float(details["recency"]),
+        window=int(details["window"]),
+        events=int(details["events"]),
+        offsets={str(topic): dict(parts) for topic, parts in details["offsets"].items()},
+        **{name: arrays[name] for name in ARRAYS},
+        blend=blend,
+    )
+    return Stream(manifest, snapshot)
+
+
+class MappedSource:
+    """Serves the bundle that another process writes to a folder; see `server.serving.bundle.BundleSource`.
+
+    Parameters
+    ----------
+    folder
+        Where the bundle is.
+    root
+        The store, asked only for the list of versions.
+    warm
+        Asked to use a new bundle once before it answers.
+    """
+
+    def __init__(self, folder: Path, root: Path | str, warm: Callable[[Bundle], None] = lambda bundle: None) -> None:
+        self._folder, self._root, self._warm = folder, root, warm
+        self._bundle: Bundle | None = None
+        self._seen: tuple[int, int] | None = None
+        self._complained: tuple[int, int] | None = None
+
+    def bundle(self) -> Bundle:
+        """Return the newest whole bundle.
+
+        Raises
+        ------
+        NoModel
+            Before the first one.
+        """
+        bundle = self._bundle
+        if bundle is None:
+            raise NoModel(f"{self._root} holds no current model", expected="a published version")
+        return bundle
+
+    def models(self) -> tuple[tuple[str, ...], str | None]:
+        """Return the names of all versions, in order, and of the current one."""
+        if self._bundle is None:
+            return (), None
+        storage = storage_at(self._root)
+        return storage.versions(), storage.pointer(CURRENT)
+
+    def refresh(self) -> bool:
+        """Look once and take up what is new; return whether anything was. What cannot be read is logged."""
+        try:
+            status = os.stat(self._folder / POINTER)
+        except FileNotFoundError:
+            return False
+        mark = (status.st_mtime_ns, status.st_ino)
+        if mark == self._seen:
+            return False
+        try:
+            bundle = map_bundle(self._folder, self._bundle)
+            self._warm(bundle)
+        except (ArtifactCorrupt, OSError) as error:
+            if mark != self._complained:
+                log.warning("a new bundle is not taken up yet: %s", error)
+            self._complained = mark
+            return False
+        self._seen = mark
+        # the one write that readers see
+        self._bundle = bundle
+        return True
+
+    @contextmanager
+    def polling(self) -> Iterator[None]:
+        """Refresh now, then in a thread until the block is left."""
+        self.refresh()
+        with polled(self.refresh, EVERY_S):
+            yield
