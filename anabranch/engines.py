@@ -11,18 +11,16 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import Protocol
 
 from flwr.app import Context, RecordDict
-from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
-from client.app import make_app as make_client_app
+from client.app import app_of
 from common.errors import ArtifactCorrupt, InvalidSetting
 from common.store import write_atomic
-from server.app import make_app as make_server_app
+from server.app import make_app
 from server.fleet.base import Fleet
 from server.fleet.flower import GridFleet
 from server.fleet.inprocess import InProcessGrid
@@ -65,7 +63,7 @@ class InProcess:
     def conduct(self, conduct: Conduct, run_folder: Path) -> None:
         """Run the ServerApp here, as Flower's runtime would."""
         context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={})
-        make_server_app(conduct)(self._grid, context)
+        make_app(conduct)(self._grid, context)
 
 
 @contextmanager
@@ -107,7 +105,7 @@ class OnGrid:
                 write_atomic(run_folder / ROLL_NAME, json.dumps(roll.names).encode())
             return GridFleet(grid, roll, poll_s=POLL_S)
 
-        make_server_app(conduct, fleet_of)(self._grid, self._context)
+        make_app(conduct, fleet_of)(self._grid, self._context)
 
 
 def read_roll(run_folder: Path) -> tuple[str, ...]:
@@ -171,7 +169,7 @@ class OnRay:
         with _quiet("flwr"):
             run_simulation(
                 app,
-                SimulatedApp(self._folder.resolve()),
+                app_of(self._folder.resolve()),
                 self._nodes,
                 backend_config={"client_resources": {"num_cpus": 1, "num_gpus": self._gpus}},
             )
@@ -189,7 +187,9 @@ class OnRay:
             "FLWR_TELEMETRY_ENABLED": "0",
             "FLWR_DISABLE_UPDATE_CHECK": "1",
         }
-        place = {"address": self._address} if self._address else {"num_cpus": self._workers or None}
+        # Ray has no password: on one machine it is to be reached from there alone
+        here = {"num_cpus": self._workers or None, "_node_ip_address": "127.0.0.1"}
+        place = {"address": self._address} if self._address else here
         ray.init(
             **place,
             include_dashboard=False,
@@ -197,29 +197,6 @@ class OnRay:
             logging_level=logging.ERROR,
             runtime_env={"env_vars": environment},
         )
-
-
-class SimulatedApp(ClientApp):
-    """The ClientApp as Ray carries it: by name and folder, so that each worker makes it once and keeps it.
-
-    Parameters
-    ----------
-    folder
-        Of the nodes.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__()
-        self._folder = folder
-
-    def __reduce__(self) -> tuple[Callable[[str], ClientApp], tuple[str]]:
-        return app_of, (str(self._folder),)
-
-
-@cache
-def app_of(folder: str) -> ClientApp:
-    """Return this process's ClientApp for the nodes of a folder, with the encoder and cache that it keeps."""
-    return make_client_app(Path(folder))
 
 
 @contextmanager

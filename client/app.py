@@ -28,8 +28,9 @@ A node's configuration (where it comes from: `client.configuration`) names its f
 
 import os
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -83,9 +84,29 @@ class Workbench:
         return self._caches[key]
 
 
+class CarriedApp(ClientApp):
+    """A ClientApp that travels to another process as what it was made from; there it is made once, and keeps its bench.
+
+    Ray sends the app with every message: carried by value, each message would load the encoder again.
+    """
+
+    def __init__(self, simulated: Path | None) -> None:
+        super().__init__()
+        self._simulated = simulated
+
+    def __reduce__(self) -> tuple[Callable[[Path | None], ClientApp], tuple[Path | None]]:
+        return app_of, (self._simulated,)
+
+
+@cache
+def app_of(simulated: Path | None) -> ClientApp:
+    """Return this process's app for the nodes of a folder."""
+    return make_app(simulated)
+
+
 def make_app(simulated: Path | None = None) -> ClientApp:
     """Return a ClientApp with a workbench of its own; `simulated` is the folder of the nodes that Flower simulates."""
-    app = ClientApp()
+    app = CarriedApp(simulated)
     bench = Workbench()
 
     def settings_of(context: Context) -> dict[str, str]:
@@ -207,4 +228,4 @@ def encode(update: AdapterUpdate) -> RecordDict:
     return records
 
 
-app = make_app()
+app = app_of(None)

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from anabranch.engines import ROLL_NAME, OnRay, SimulatedApp, app_of, read_roll
+from anabranch.engines import ROLL_NAME, OnRay, read_roll
 from anabranch.nodes import write_configs, write_nodes
 from anabranch.simulation_settings import SimulationSettings
+from client.app import app, app_of
 from client.configuration import node_settings
 from common.errors import ArtifactCorrupt, InvalidSetting, UnknownName
 from common.events import Interaction
@@ -38,11 +39,10 @@ def test_settings_that_no_engine_bears_are_refused(
 
 
 def test_ray_gets_the_app_by_name_and_each_process_keeps_its_own(tmp_path: Path) -> None:
-    raw = pickle.dumps(SimulatedApp(tmp_path))  # as Ray carries it
+    raw = pickle.dumps(app_of(tmp_path))  # as Ray carries it
     assert len(raw) < 500
-    first, second = pickle.loads(raw), pickle.loads(raw)  # noqa: S301  our own bytes
-    assert first is second
-    assert first is app_of(str(tmp_path))
+    assert pickle.loads(raw) is app_of(tmp_path)  # noqa: S301  our own bytes
+    assert pickle.loads(pickle.dumps(app)) is app  # noqa: S301  our own bytes
 
 
 def test_nodes_that_flower_simulates_find_what_in_process_ones_are_given(tmp_path: Path) -> None:
