@@ -10,7 +10,7 @@ from common.blends import MEMBERS, BlendMembers
 from common.errors import InvalidSetting
 from common.snapshots import MFSnapshot
 from stream.learner.admission import learnable_id
-from stream.learner.blending import Learned, Opinions, ask_all, flattened, teach_all, try_item
+from stream.learner.blending import Kit, Learned, Opinions, ask_all, teach_all, try_item
 from stream.learner.factors import FactorsPart
 from stream.learner.freeze import frozen_snapshot
 from stream.learner.habit import VISIT_MS, Habit
@@ -197,7 +197,7 @@ class Blend(PartRanker):
                 self._tried,
                 self._neighbours.counts,
             )
-            self._flat = flattened(learned, self._neighbours.query, self._factors.tools)
+            self._kit = Kit(learned, self._neighbours.query, self._factors.tools)
 
     def _restart_item(self, row: int, item: str) -> None:
         super()._restart_item(row, item)
@@ -270,7 +270,7 @@ class Blend(PartRanker):
             not self.repeats,
             self.n_items,
             *opinions,
-            *self._flat,
+            self._kit,
         )
         if self._habit is not None and 0 <= row < self.n_users:  # a guest says what it liked, not when
             self._habit.add(row, self._table_of(row, opens), opens, opinions.total)
@@ -318,7 +318,7 @@ class Blend(PartRanker):
             self._weights_of(row, opens),
             rate,
             focus,
-            *self._flat,
+            self._kit,
         )
         if recalled >= 0 and (users := self._reservoir.without(user, recalled)).positives[0]:
             self._ground.marks[item] = self._events + 1

@@ -98,20 +98,21 @@ def score_neighbours(
     pairs: Pairs, users: UserRows, counts: np.ndarray, query: Query, user: int, out: np.ndarray
 ) -> None:
     """Write ``scale_k * sum_d decay_d C[h_d, k] / (n_{h_d} ** alpha + 1)`` to `out`."""
-    out[:] = np.float32(0.0)
     if user < 0:
+        out[:] = np.float32(0.0)
         return
     ring, positives = users.ring[user], users.positives[user]
     window = len(ring)
+    # free places add their 0 to one more sum before all others: no branch to guess at
+    sums = np.zeros(len(out) + 1, dtype=np.float32)
     for age in range(min(positives, window, len(query.decay))):
         row = ring[(positives - 1 - age) % window]
         share = query.decay[age] / (np.float32(counts[row]) ** query.alpha + np.float32(1.0))
-        for place in range(pairs.other.shape[1]):
-            other = pairs.other[row, place]
-            if other > 0:
-                out[other - 1] += share * pairs.weight[row, place]
+        others, weights = pairs.other[row], pairs.weight[row]
+        for place in range(len(others)):
+            sums[np.uint32(others[place])] += share * weights[place]
     for row in range(len(out)):
-        out[row] *= pairs.scale[row]
+        out[row] = sums[row + 1] * pairs.scale[row]
 
 
 class NeighboursPart(Part):
