@@ -35,6 +35,15 @@ def _processor() -> str:
     return names[0] if names else platform.machine()
 
 
+def _instructions() -> str:
+    """Return the widest vector instructions of the processor: the last digits of a float32 sum depend on them."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text().split()
+    except OSError:
+        return "unknown"
+    return next((name for name in ("avx512f", "avx2") if name in flags), "neither AVX-512 nor AVX2")
+
+
 def write_result(claim: str, figures: Mapping[str, object], packages: tuple[str, ...]) -> Path:
     """Write `results/<claim>.json` and return its path."""
     result = {
@@ -44,6 +53,7 @@ def write_result(claim: str, figures: Mapping[str, object], packages: tuple[str,
         "machine": {
             "system": platform.system(),
             "processor": _processor(),
+            "instructions": _instructions(),
             "cores": os.cpu_count(),
             "python": platform.python_version(),
             "threads": os.environ.get("OMP_NUM_THREADS", "unset"),
