@@ -80,20 +80,111 @@ def keep_newest(folder: Path, keep: int) -> None:
                 entry.unlink(missing_ok=True)
 
 
-class CheckpointStore:
-    """The checkpoints of one store.
+class CheckpointFolder:
+    """A folder of checkpoints.
+
+    Parameters
+    ----------
+    folder
+        Where they lie; made when first written.
+    keep
+        How many of the newest stay.
+    """
+
+    def __init__(self, folder: Path, keep: int = 3) -> None:
+        self.folder = folder
+        self._keep = keep
+
+    def write(
+        self, sequence: int, arrays: Mapping[str, np.ndarray], details: Mapping[str, Any], created_at: int
+    ) -> int:
+        """Publish one checkpoint, then delete the oldest beyond `keep`; return the bytes of the state."""
+        packed = pack_arrays(arrays)
+        manifest = Manifest(
+            kind=KIND,
+            version=sequence_name(sequence),
+            parents=(),
+            created_at=created_at,
+            tensors={name: TensorSpec(array.shape, array.dtype.name) for name, array in arrays.items()},
+            details={**details, "schema": SCHEMA},
+        )
+        publish_folder(self.folder / sequence_name(sequence), {STATE_NAME: packed}, manifest)
+        keep_newest(self.folder, self._keep)
+        return len(packed)
+
+    def read(self, sequence: int) -> Checkpoint:
+        """Return the checkpoint of a number.
+
+        Raises
+        ------
+        ArtifactCorrupt
+            When it is damaged, or not there.
+        CheckpointMismatch
+            When it was written by another version of the program.
+        """
+        path = self.folder / sequence_name(sequence)
+        manifest = verify_folder(path)
+        try:
+            raw = (path / STATE_NAME).read_bytes()
+        except OSError as error:
+            raise ArtifactCorrupt(f"{path / STATE_NAME} cannot be read: {error.strerror}") from error
+        arrays = unpack_arrays(raw, str(path / STATE_NAME))
+        if manifest.details.get("schema") != SCHEMA:
+            raise CheckpointMismatch(
+                f"{path} has schema {manifest.details.get('schema')!r}",
+                expected=str(SCHEMA),
+                mend="use the program version that wrote it, or a new store",
+            )
+        return Checkpoint(sequence, arrays, manifest.details, manifest.created_at, len(raw))
+
+    def newest(self, notice: Callable[[str], None], *, set_aside: bool = False) -> Checkpoint | None:
+        """Return the newest whole checkpoint, or None when there is none yet.
+
+        Parameters
+        ----------
+        notice
+            Told about each damaged one that was passed over.
+        set_aside
+            Rename the damaged ones, so they are kept but never tried again.
+
+        Raises
+        ------
+        ArtifactCorrupt
+            When there are some and all are damaged: starting over would forget everything without a word.
+        CheckpointMismatch
+            When it was written by another version of the program.
+        """
+        found = sequences(self.folder)
+        for sequence in reversed(found):
+            try:
+                return self.read(sequence)
+            except ArtifactCorrupt as error:
+                notice(f"{error}; falling back to the checkpoint before")
+                if set_aside and sequence != found[0]:
+                    name = sequence_name(sequence)
+                    os.rename(self.folder / name, self.folder / f"{_CORRUPT}{name}")
+        if found:
+            raise ArtifactCorrupt(
+                f"all {len(found)} checkpoints in {self.folder} are damaged",
+                consequence="nothing was learned",
+                mend="restore the folder from a copy, or use a new store to learn the topic from its beginning",
+            )
+        return None
+
+
+class CheckpointStore(CheckpointFolder):
+    """The checkpoints of one store whose topic one worker learns.
 
     Parameters
     ----------
     store
-        The store's folder; what is needed inside is made when first written.
+        The store's folder.
     keep
         How many of the newest stay.
     """
 
     def __init__(self, store: Path, keep: int = 3) -> None:
-        self.folder = store / CHECKPOINTS
-        self._keep = keep
+        super().__init__(store / CHECKPOINTS, keep)
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -126,75 +217,7 @@ class CheckpointStore:
         finally:
             os.close(handle)
 
-    def write(
-        self, sequence: int, arrays: Mapping[str, np.ndarray], details: Mapping[str, Any], created_at: int
-    ) -> int:
-        """Publish one checkpoint, then delete the oldest beyond `keep`; return the bytes of the state."""
-        packed = pack_arrays(arrays)
-        manifest = Manifest(
-            kind=KIND,
-            version=sequence_name(sequence),
-            parents=(),
-            created_at=created_at,
-            tensors={name: TensorSpec(array.shape, array.dtype.name) for name, array in arrays.items()},
-            details={**details, "schema": SCHEMA},
-        )
-        publish_folder(self.folder / sequence_name(sequence), {STATE_NAME: packed}, manifest)
-        keep_newest(self.folder, self._keep)
-        return len(packed)
-
     def next_sequence(self) -> int:
         """Return a number above all that were ever used here, those set aside and the snapshots included."""
         aside = [int(entry.name.removeprefix(_CORRUPT)) for entry in self.folder.glob(f"{_CORRUPT}*")]
         return max([0, *sequences(self.folder), *sequences(self.folder.parent / "snapshots"), *aside]) + 1
-
-    def newest(self, notice: Callable[[str], None], *, set_aside: bool = False) -> Checkpoint | None:
-        """Return the newest whole checkpoint, or None when there is none yet.
-
-        Parameters
-        ----------
-        notice
-            Told about each damaged one that was passed over.
-        set_aside
-            Rename the damaged ones, so they are kept but never tried again.
-
-        Raises
-        ------
-        ArtifactCorrupt
-            When there are some and all are damaged: starting over would forget everything without a word.
-        CheckpointMismatch
-            When it was written by another version of the program.
-        """
-        found = sequences(self.folder)
-        for sequence in reversed(found):
-            path = self.folder / sequence_name(sequence)
-            try:
-                checkpoint = self._read(path, sequence)
-            except ArtifactCorrupt as error:
-                notice(f"{error}; falling back to the checkpoint before")
-                if set_aside and sequence != found[0]:
-                    os.rename(path, self.folder / f"{_CORRUPT}{sequence_name(sequence)}")
-                continue
-            if checkpoint.details.get("schema") != SCHEMA:
-                raise CheckpointMismatch(
-                    f"{path} has schema {checkpoint.details.get('schema')!r}",
-                    expected=str(SCHEMA),
-                    mend="use the program version that wrote it, or a new store",
-                )
-            return checkpoint
-        if found:
-            raise ArtifactCorrupt(
-                f"all {len(found)} checkpoints in {self.folder} are damaged",
-                consequence="nothing was learned",
-                mend="restore the folder from a copy, or use a new store to learn the topic from its beginning",
-            )
-        return None
-
-    def _read(self, path: Path, sequence: int) -> Checkpoint:
-        manifest = verify_folder(path)
-        try:
-            raw = (path / STATE_NAME).read_bytes()
-        except OSError as error:
-            raise ArtifactCorrupt(f"{path / STATE_NAME} cannot be read: {error.strerror}") from error
-        arrays = unpack_arrays(raw, str(path / STATE_NAME))
-        return Checkpoint(sequence, arrays, manifest.details, manifest.created_at, len(raw))

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from common.clock import Clock, wall_clock
-from common.errors import BrokerUnavailable, CheckpointMismatch, OffsetLost, StoreMismatch, StreamError
+from common.errors import BrokerUnavailable, OffsetLost, StoreMismatch, StreamError
 from common.events import decode_event
 from common.progress import Progress, silent
 from stream.breaker import HOLD_S, Breaker
@@ -26,6 +26,8 @@ from stream.connect import open_log
 from stream.deadletter import FLUSH_WITHIN_S, DeadLetter, DeadLetters, attempts_of
 from stream.learner.blend import Blend
 from stream.meter import Meter, Unwatched
+from stream.partitions import PartitionStore
+from stream.policies import another_topic, resumed
 from stream.settings import LearnReport, WorkerSettings
 from stream.snapshot import publish_snapshot
 from stream.source import Log, Record, Source, TopicInfo
@@ -155,6 +157,12 @@ class StreamWorker:
     # --- starting ---------------------------------------------------------------------------------------------------
 
     def _restore(self) -> None:
+        if PartitionStore(self.settings.store).numbers():
+            raise StoreMismatch(
+                f"the store {self.settings.store} is that of workers that share a topic",
+                expected="a new one, or one of a worker that learns alone",
+                mend="add --scale-out, or choose another --store",
+            )
         self._sequence = self._checkpoints.next_sequence()
         found = self._checkpoints.newest(self._notice, set_aside=True)
         if found is not None:
@@ -178,17 +186,7 @@ class StreamWorker:
         """Compare the topic with the one that was learned, and act by the policy when it is another."""
         known = self.state.topic_ids.get(info.name)
         if known is not None and known != info.identity:
-            if self.settings.on_new_topic == "fail":
-                raise CheckpointMismatch(
-                    f"topic {info.name!r} at {self._log.address} has identity {info.identity or 'unknown'}",
-                    expected=f"{known or 'unknown'}, which the checkpoint was made from",
-                    consequence="its stored offsets mean nothing here; what was read since then is not stored",
-                    mend="--on-new-topic continue keeps what was learned and reads the new topic from its beginning",
-                )
-            self._notice(
-                f"topic {info.name!r} is a new one (identity {info.identity or 'unknown'}, was {known or 'unknown'}):"
-                " what was learned stays, the topic is read from its beginning"
-            )
+            self._notice(another_topic(self.settings, self._log.address, info, known))
             self.state.forget_topic(info.name, info.identity)
             self._changed = True
         elif known is None and self.state.offsets and info.name not in self.state.offsets:
@@ -303,36 +301,14 @@ class StreamWorker:
         if info is not None and info.identity != self.state.topic_ids[info.name]:
             self._another(source, info)
             return
-        bounds = source.bounds(error.positions)
-        shown = ", ".join(
-            f"partition {part} offset {offset} (it has {bounds[part][0]} to {bounds[part][1]})"
-            for part, offset in sorted(error.positions.items())
-        )
-        cut = any(offset > bounds[part][1] for part, offset in error.positions.items())
-        if self.settings.on_lost_offset == "fail":
-            raise OffsetLost(
-                f"the broker no longer has {self.settings.topic}: {shown}",
-                positions=error.positions,
-                consequence=f"{'the log was cut; ' if cut else ''}nothing further was learned",
-                mend="--on-lost-offset earliest goes on with the oldest record it has, latest with the next new one",
-            ) from error
-        self._notice(f"lost offset of {self.settings.topic}: {shown}; going on from the {self.settings.on_lost_offset}")
-        for part in sorted(error.positions):
-            begin, end = bounds[part]
-            target = self._resume_at(error.positions[part], begin, end)
+        # the ids of the last records are remembered over all partitions alike, so each may go back by its part
+        ids_each = self.settings.dedup_window // max(1, self._assigned)
+        targets, told = resumed(self.settings, error, source.bounds(error.positions), ids_each)
+        self._notice(told)
+        for part, target in targets.items():
             source.seek(part, target)
             self.state.offsets.setdefault(self.settings.topic, {})[part] = target
         self._changed = True
-
-    def _resume_at(self, wanted: int, begin: int, end: int) -> int:
-        """Return where to read on: a log that was cut is read again only as far as repeats are told by their ids.
-
-        The ids of the last records are remembered over all partitions alike, so each may go back by its part.
-        """
-        if self.settings.on_lost_offset == "latest":
-            return end
-        known = wanted - self.settings.dedup_window // max(1, self._assigned)
-        return min(end, max(begin, known)) if wanted > end else begin
 
     # --- storing ----------------------------------------------------------------------------------------------------
 

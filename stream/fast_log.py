@@ -19,10 +19,10 @@ from confluent_kafka import (
     TopicPartition,
 )
 
-from common.errors import BrokerUnavailable, OffsetLost, StreamError
+from common.errors import BrokerUnavailable, InvalidSetting, OffsetLost, StreamError
 from stream import topics
 from stream.kafka_log import BATCH_BYTES, FETCH_BYTES, LINGER_MS, POLL_RECORDS, KafkaLog
-from stream.source import Delivery, Headers, Record, Sink, Source, TopicInfo
+from stream.source import Delivery, Headers, Owner, Record, Sink, Source, TopicInfo
 
 _ANSWER_S = 10.0
 
@@ -46,6 +46,14 @@ class FastLog(KafkaLog):
     def source(self, topic: str, group: str) -> Source:
         """Return a reader of the topic."""
         return FastSource(self, topic, group)
+
+    def member(self, topic: str, group: str, owner: Owner) -> Source:
+        """Refuse: a cooperative hand-over with it is not built."""
+        raise InvalidSetting(
+            "a member of a group by the client librdkafka",
+            expected="the client kafka-python for --scale-out",
+            mend="leave out --client",
+        )
 
     def sink(self, name: str) -> Sink:
         """Return a writer."""

@@ -6,15 +6,16 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from kafka import KafkaConsumer, KafkaProducer, OffsetAndMetadata, TopicPartition
+from kafka import ConsumerRebalanceListener, KafkaConsumer, KafkaProducer, OffsetAndMetadata, TopicPartition
+from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 from kafka.errors import KafkaError, LogTruncationError, OffsetOutOfRangeError
 from kafka.partitioner.default import murmur2
 from kafka.producer.future import FutureRecordMetadata
 
-from common.errors import BrokerUnavailable, OffsetLost, StreamError
+from common.errors import BrokerUnavailable, InvalidSetting, OffsetLost, StreamError
 from stream import topics
 from stream.security import PLAIN, Security
-from stream.source import Delivery, Headers, Record, Sink, Source, TopicInfo, TransactionalSink
+from stream.source import Delivery, Headers, Owner, Record, Sink, Source, TopicInfo, TransactionalSink
 from stream.topics import admin_client, broker_answers, check_bootstrap, describe
 
 LINGER_MS = 20
@@ -23,6 +24,8 @@ POLL_RECORDS = 5000
 FETCH_BYTES = 4 * 1024 * 1024
 TRANSACTION_MS = 10_000
 """A transaction whose writer died is undone after this; until then readers wait before it."""
+HEARTBEAT_MS, SESSION_MS = 1_000, 10_000
+"""Of a member of a group."""
 _RECONNECT_MS = 1000
 """A broker that comes back is found within this; kafka-python alone waits up to half a minute."""
 
@@ -78,6 +81,10 @@ class KafkaLog:
         """Return a reader of the topic."""
         return KafkaSource(self, topic, group)
 
+    def member(self, topic: str, group: str, owner: Owner) -> Source:
+        """Return a reader that shares the topic with the group's other members."""
+        return KafkaMember(self, topic, group, owner)
+
     def sink(self, name: str) -> Sink:
         """Return a writer."""
         return KafkaSink(self, name)
@@ -100,7 +107,7 @@ class KafkaSource:
         Whose committed offsets dashboards see.
     """
 
-    def __init__(self, log: KafkaLog, topic: str, group: str) -> None:
+    def __init__(self, log: KafkaLog, topic: str, group: str, **more: Any) -> None:
         self._log, self._topic = log, topic
         with broker_answers(log.servers):
             self._consumer = KafkaConsumer(
@@ -117,6 +124,7 @@ class KafkaSource:
                 metadata_max_age_ms=30_000,
                 reconnect_backoff_max_ms=_RECONNECT_MS,
                 **log.security.kafka_options(),
+                **more,
             )
 
     def topic(self) -> TopicInfo | None:
@@ -186,6 +194,65 @@ class KafkaSource:
 
     def _part(self, number: int) -> TopicPartition:
         return TopicPartition(self._topic, number)
+
+
+class KafkaMember(KafkaSource):
+    """Reads what its group leaves to it: cooperative-sticky, so that what stays is read on while others move.
+
+    A member that is silent for ten seconds is taken for dead. Heartbeats of a second make a rebalance a matter of
+    tenths; kafka-python's own three make it seconds.
+
+    Parameters
+    ----------
+    log, topic, group
+        As for `KafkaSource`.
+    owner
+        Told what it owns.
+    """
+
+    def __init__(self, log: KafkaLog, topic: str, group: str, owner: Owner) -> None:
+        super().__init__(
+            log,
+            topic,
+            group,
+            partition_assignment_strategy=[CooperativeStickyAssignor],
+            heartbeat_interval_ms=HEARTBEAT_MS,
+            session_timeout_ms=SESSION_MS,
+        )
+        self._consumer.subscribe([topic], listener=_Told(self._consumer, owner))
+
+    def assign(self, positions: Mapping[int, int | None]) -> None:
+        """Refuse: the group assigns."""
+        raise InvalidSetting(f"partitions {sorted(positions)} assigned by hand to a member of a group")
+
+    def seek(self, partition: int, offset: int) -> None:
+        """Read the partition on from there, or begin with it."""
+        super().seek(partition, offset)
+        self._consumer.resume(self._part(partition))
+
+
+class _Told(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python has no types
+    """Tells an owner what kafka-python tells us; a new partition waits until somebody says from where it is read."""
+
+    def __init__(self, consumer: KafkaConsumer, owner: Owner) -> None:
+        self._consumer, self._owner = consumer, owner
+
+    def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
+        for part in assigned:
+            # a position of some kind, or the group's committed offset would be taken, which is for dashboards
+            self._consumer.seek(part, 0)
+            self._consumer.pause(part)
+        self._owner.assigned(_numbers(assigned))
+
+    def on_partitions_revoked(self, revoked: Collection[TopicPartition]) -> None:
+        self._owner.revoked(_numbers(revoked))
+
+    def on_partitions_lost(self, lost: Collection[TopicPartition]) -> None:
+        self._owner.lost(_numbers(lost))
+
+
+def _numbers(parts: Collection[TopicPartition]) -> list[int]:
+    return sorted(int(part.partition) for part in parts)
 
 
 class KafkaDelivery:

@@ -119,6 +119,23 @@ class Source(Protocol):
         """Close the connections, in bounded time."""
 
 
+class Owner(Protocol):
+    """Told which partitions a member of a group reads; within `Source.poll` and `Source.close`, never else.
+
+    What is told runs where the member's heartbeats are sent: it must be done within a few seconds, and may ask the
+    member nothing.
+    """
+
+    def assigned(self, partitions: Collection[int]) -> None:
+        """Own these from now on; nothing is read of one until `Source.seek` says from where."""
+
+    def revoked(self, partitions: Collection[int]) -> None:
+        """Give these up; others get them once this returns, so it is the last chance to store."""
+
+    def lost(self, partitions: Collection[int]) -> None:
+        """Others own these already: nothing of them may be stored."""
+
+
 class Delivery(Protocol):
     """What became of one send."""
 
@@ -202,6 +219,15 @@ class Log(Protocol):
 
     def source(self, topic: str, group: str) -> Source:
         """Return a reader; `group` names it on dashboards only."""
+
+    def member(self, topic: str, group: str, owner: Owner) -> Source:
+        """Return a reader that shares the topic's partitions with the group's other members; it is told which.
+
+        Raises
+        ------
+        InvalidSetting
+            When this client cannot.
+        """
 
     def sink(self, name: str) -> Sink:
         """Return a writer; `name` is what the broker's logs call it."""

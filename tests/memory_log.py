@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from common.errors import BrokerUnavailable, InvalidSetting, OffsetLost, StreamError, UnknownName
-from stream.source import Delivery, Headers, Record, Sink, Source, TopicInfo
+from stream.source import Delivery, Headers, Owner, Record, Sink, Source, TopicInfo
 
 
 class MemoryRecord(NamedTuple):
@@ -57,6 +57,7 @@ class MemoryLog:
         self.reachable = True
         self.committed: dict[str, dict[int, int]] = {}
         self.writers: dict[str, int] = {}
+        self.groups: dict[tuple[str, str], list[MemoryMember]] = {}
 
     # --- Log --------------------------------------------------------------------------------------------------------
 
@@ -75,6 +76,10 @@ class MemoryLog:
 
     def source(self, topic: str, group: str) -> Source:
         return MemorySource(self, topic, group)
+
+    def member(self, topic: str, group: str, owner: Owner) -> "MemoryMember":
+        self.check()
+        return MemoryMember(self, topic, group, owner)
 
     def sink(self, name: str) -> Sink:
         return MemorySink(self)
@@ -179,6 +184,63 @@ class MemorySource:
 
     def close(self) -> None:
         self._at = {}
+
+
+class MemoryMember(MemorySource):
+    """Reads what its group leaves to it, cooperatively; a rebalance happens in the polls of the members."""
+
+    def __init__(self, log: MemoryLog, topic: str, group: str, owner: Owner) -> None:
+        super().__init__(log, topic, group)
+        self._owner = owner
+        self.owned: set[int] = set()
+        self._taken_for_dead: set[int] = set()
+        self._others = log.groups.setdefault((topic, group), [])
+        self._others.append(self)
+
+    def evict(self) -> None:
+        """Take the member for dead, as a coordinator does; it hears of that in its next poll."""
+        self._taken_for_dead |= self.owned
+        self.owned = set()
+        self._others.remove(self)
+
+    def kill(self) -> None:
+        """Forget the member, as after a SIGKILL and the session's timeout."""
+        self._others.remove(self)
+        self.owned, self._at = set(), {}
+
+    def poll(self, timeout_s: float) -> Sequence[Record]:
+        if self not in self._others:
+            lost, self._taken_for_dead, self._at = self._taken_for_dead, set(), {}
+            self._others.append(self)
+            if lost:
+                self._owner.lost(lost)
+        if self._log.reachable:
+            self._rebalance()
+        return super().poll(timeout_s)
+
+    def _rebalance(self) -> None:
+        total = len(self._log.topics[self._topic].partitions)
+        share, more = divmod(total, len(self._others))
+        quota = share + (self._others.index(self) < more)
+        surplus = sorted(self.owned)[quota:]
+        if surplus:
+            self._at = {part: at for part, at in self._at.items() if part not in surplus}
+            self._owner.revoked(surplus)
+            self.owned -= set(surplus)
+        free = set(range(total)) - set().union(*(member.owned for member in self._others))
+        added = sorted(free)[: max(0, quota - len(self.owned))]
+        if added:
+            self.owned |= set(added)
+            self._owner.assigned(added)
+
+    def seek(self, partition: int, offset: int) -> None:
+        assert partition in self.owned
+        super().seek(partition, offset)
+
+    def close(self) -> None:
+        if self.owned:
+            self._owner.revoked(sorted(self.owned))
+        self.kill()
 
 
 @dataclass(frozen=True)

@@ -77,10 +77,19 @@ SecondsOption = Annotated[float, typer.Option(min=0.01, help="Seconds between tw
 BadShareOption = Annotated[
     float, typer.Option(min=0, max=1, help="Stop when more than this share of 200 records is bad; 1 never stops.")
 ]
+ScaleOutOption = Annotated[
+    bool, typer.Option("--scale-out", help="Share the topic's partitions with other workers on the same store.")
+]
+EveryOption = Annotated[
+    int | None, typer.Option(min=1, help="Events between two checkpoints; 5000, or 1000 with --scale-out.")
+]
+GroupOption = Annotated[str, typer.Option(help="Kafka consumer group: of the workers, and for dashboards.")]
 MetricsOption = Annotated[
     int | None, typer.Option("--metrics-port", min=0, max=65_535, help="Answer Prometheus at this port of loopback.")
 ]
 STORE = Path("anabranch-store")
+LONE_EVENTS, SHARED_EVENTS = 5000, 1000
+"""Events between two checkpoints. Workers hear of each other at these, so several of them make more."""
 
 
 @app.command()
@@ -92,7 +101,9 @@ def learn(
     from_catalogue: CatalogueOption = True,
     until_events: UntilOption = None,
     idle_timeout: IdleOption = None,
-    checkpoint_every: Annotated[int, typer.Option(min=1, help="Events between two checkpoints.")] = 5000,
+    scale_out: ScaleOutOption = False,
+    group: GroupOption = "anabranch",
+    checkpoint_every: EveryOption = None,
     checkpoint_seconds: SecondsOption = 5.0,
     on_new_topic: OnNewTopicOption = "fail",
     on_lost_offset: OnLostOption = "fail",
@@ -116,10 +127,12 @@ def learn(
     """Learn from every event of a topic, from where the store's last checkpoint stands.
 
     Without --until-events or --idle-timeout it runs until Ctrl-C or SIGTERM; either stores a checkpoint first.
+    One worker learns all of a topic alone. With --scale-out several share its partitions, come and go as they like.
 
     \b
     Example:
       anabranch stream learn --idle-timeout 10
+      anabranch stream learn --scale-out       # in two terminals: each takes half of the partitions
     """
     from stream.security import read_security
     from stream.settings import WorkerSettings
@@ -131,7 +144,7 @@ def learn(
             servers=servers,
             topic=topic,
             store=store,
-            checkpoint_events=checkpoint_every,
+            checkpoint_events=checkpoint_every or (SHARED_EVENTS if scale_out else LONE_EVENTS),
             checkpoint_seconds=checkpoint_seconds,
             until_events=until_events,
             idle_timeout_s=idle_timeout,
@@ -139,20 +152,28 @@ def learn(
             on_lost_offset=on_lost_offset,
             evaluate_every=evaluate_every,
             bad_share=bad_share,
+            group=group,
             security=read_security(security),
             client=client,
         )
         fresh = _fresh_learner(learner, factors, negatives, repeats, ttl_days, admit_at, drift_boost, replay, seed)
-        report = _work(out, settings, fresh, from_catalogue, metrics_port)
+        report = _work(out, settings, fresh, from_catalogue, metrics_port, scale_out=scale_out)
     out.result(asdict(report), lambda console: _draw_report(console, report, store))
 
 
 def _work(
-    out: Output, settings: "WorkerSettings", fresh: "Served", from_catalogue: bool, metrics_port: int | None
+    out: Output,
+    settings: "WorkerSettings",
+    fresh: "Served",
+    from_catalogue: bool,
+    metrics_port: int | None,
+    *,
+    scale_out: bool,
 ) -> "LearnReport":
     """Run one worker until it ends, watched where a port is given."""
     from anabranch.item_texts import NewestTexts
     from stream.consumer import StreamWorker
+    from stream.group_worker import GroupWorker
     from stream.learner.blend import Blend
     from stream.metrics import WorkerMetrics
 
@@ -164,7 +185,7 @@ def _work(
         if metrics is not None and metrics_port is not None:
             port = stack.enter_context(metrics.served(metrics_port))
             out.note(f"figures for Prometheus at http://127.0.0.1:{port}/metrics")
-        return StreamWorker(
+        return (GroupWorker if scale_out else StreamWorker)(
             settings,
             fresh,
             items=_catalogue_ids(store) if from_catalogue else (),

@@ -1,0 +1,441 @@
+"""A stream worker among others: they share the partitions of a topic as a Kafka consumer group, and one store.
+
+The user's partition owns what is known of the user; what is known of items is everybody's (`stream.shared_items`). A
+partition is stored as the lone worker stores its state (`stream.consumer`), in the same numbered steps, under the
+owner's claim (`stream.partitions`):
+
+1. Its dead letters are flushed.
+2. State, counters, recent ids and offset of the partition are written as one artifact.
+3. What the partitions of others have stored since is taken up; the owner of the lowest partition publishes the snapshot
+   for serving, made of the newest checkpoints of all.
+4. The offsets are committed to the group, for dashboards only.
+
+Taken over: claimed, restored from the newest checkpoint, read on from the offset in it. Revoked: stored and dropped,
+before the group gives it to another. Lost (the group took this worker for dead): dropped, nothing is written; whoever
+owns it by then reads the same records from the same checkpoint.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Collection, Iterable, Sequence
+
+from common.clock import Clock, wall_clock
+from common.errors import AnabranchError, BrokerUnavailable, OffsetLost, StoreMismatch, StreamError
+from common.events import decode_event
+from common.progress import Progress, silent
+from stream.breaker import HOLD_S, Breaker
+from stream.checkpoint import CheckpointStore
+from stream.connect import open_log
+from stream.deadletter import FLUSH_WITHIN_S, DeadLetter, DeadLetters, attempts_of
+from stream.learner.blend import Blend
+from stream.meter import Meter, Unwatched
+from stream.partitions import PartitionStore
+from stream.policies import another_topic, resumed
+from stream.settings import LearnReport, WorkerSettings
+from stream.shard import Shard, other_partitions
+from stream.shared_items import SharedItems
+from stream.shared_snapshot import SharedSnapshot
+from stream.source import Log, Record, Source, TopicInfo
+from stream.state import Decoder, ItemTexts, Served, StreamState
+
+_LOG = logging.getLogger("anabranch.stream")
+_POLL_S = 0.2
+_LOOK_AGAIN_S = 10.0
+_TEXTS_S = 10.0
+_LEAVE_WITHIN_S = 4.0
+"""How long dead letters may take where somebody waits: the group, or whoever told the worker to stop."""
+_SHARE_AT_MOST = 0.2
+"""Taking up what others learned may take this share of the time; on a large catalogue it is done less often then."""
+
+
+class GroupWorker:
+    """Learns the partitions that its group leaves to it.
+
+    Parameters
+    ----------
+    settings
+        What to do; `checkpoint_events` and `checkpoint_seconds` are those of this worker, over its partitions.
+    learner
+        Fresh; each partition gets one like it. None is a `Blend` as it comes.
+    log, items, texts, decode, stopping, notice, progress, clock, meter
+        As for `stream.consumer.StreamWorker`.
+
+    Raises
+    ------
+    InvalidSetting
+        When what such a learner knows about items cannot be shared.
+    """
+
+    def __init__(
+        self,
+        settings: WorkerSettings,
+        learner: Served | None = None,
+        *,
+        log: Log | None = None,
+        items: tuple[str, ...] = (),
+        texts: Callable[[], ItemTexts | None] = lambda: None,
+        decode: Decoder = decode_event,
+        stopping: Callable[[], bool] = lambda: False,
+        notice: Callable[[str], None] = lambda _: None,
+        progress: Progress = silent,
+        clock: Clock = wall_clock,
+        meter: Meter | None = None,
+    ) -> None:
+        self.settings = settings
+        self._fresh: Served = learner or Blend()
+        self._log: Log = log or open_log(settings.servers, settings.security, settings.client)
+        self._items, self._texts, self._decode = items, texts, decode
+        self._stopping, self._notice, self._progress, self._clock = stopping, notice, progress, clock
+        self._meter: Meter = meter or Unwatched()
+        self._store = PartitionStore(settings.store, settings.keep)
+        self._partitions = 1
+        self.shared = SharedItems(self._make)
+        self._snapshot = SharedSnapshot(settings.store, settings.keep, self._store, self._make)
+        self.shards: dict[int, Shard] = {}
+        self._waiting: set[int] = set()  # owned, and not taken over yet
+        self._told: ItemTexts | None = None
+        self._identity = ""
+        self._stored_at = self._last_record = self._answered = self._described_at = time.monotonic()
+        self._share_after = 0.0
+
+    def _make(self) -> StreamState:
+        """Return the state of a partition of which nothing is known."""
+        settings = self.settings
+        ids = max(1, settings.dedup_window // self._partitions)
+        learner: Served = self._fresh.clone()
+        return StreamState(learner, every=settings.evaluate_every, dedup_window=ids, decode=self._decode)
+
+    def run(self) -> LearnReport:
+        """Join, learn and store until a stop condition holds, then leave.
+
+        Raises
+        ------
+        StoreMismatch
+            When the store belongs to a lone worker, or to another topic.
+        CheckpointMismatch
+            When a checkpoint belongs to another topic, to other settings or to another number of partitions.
+        BrokerUnavailable, UnknownName, OffsetLost, TooManyBadRecords, StoreError, StreamError
+            As for `stream.consumer.StreamWorker.run`.
+        """
+        started = time.monotonic()
+        settings = self.settings
+        if CheckpointStore(settings.store).newest(self._notice) is not None:
+            raise StoreMismatch(
+                f"the store {settings.store} is that of a worker that learns alone",
+                expected="a new one, or one of workers that share a topic",
+                mend="choose another --store, or leave out --scale-out",
+            )
+        info = self._log.await_topic(settings.topic, settings.topic_wait_s)
+        self._identity, self._partitions = info.identity, len(info.partitions)
+        self._described_at, self._told = time.monotonic(), self._texts()
+        resumed_from = self._events()
+        source = self._log.member(settings.topic, settings.group, self)
+        try:
+            self._consume(source)
+            self._checkpoint(source, list(self.shards.values()))
+            source.commit(self._offsets(), wait=True)
+        finally:
+            source.close()
+            for shard in self.shards.values():
+                shard.letters.close()
+        whole = self._snapshot.publish(self._clock(), self._notice, wait_s=_LEAVE_WITHIN_S)
+        return _report(whole or self._make(), resumed_from, time.monotonic() - started)
+
+    # --- what the group says ----------------------------------------------------------------------------------------
+
+    def assigned(self, partitions: Collection[int]) -> None:
+        """Take note of new partitions; the loop takes them over."""
+        self._waiting |= set(partitions)
+
+    def revoked(self, partitions: Collection[int]) -> None:
+        """Store and drop partitions, before others get them."""
+        gone = self._dropped(partitions)
+        try:
+            self._store_all(shard for shard in gone if shard.changed and not shard.breaker.suspects)
+        except AnabranchError as error:
+            numbers = [shard.partition for shard in gone]
+            self._notice(f"partitions {numbers} could not be stored: {error}; their next owner reads on from before")
+        for shard in gone:
+            shard.letters.close()
+
+    def lost(self, partitions: Collection[int]) -> None:
+        """Drop partitions that others own already."""
+        gone = self._dropped(partitions)
+        for shard in gone:
+            shard.letters.close()
+        if gone:
+            numbers = [shard.partition for shard in gone]
+            self._notice(
+                f"partitions {numbers} are lost: the group took this worker for dead, nothing of them is stored"
+            )
+
+    def _dropped(self, partitions: Iterable[int]) -> list[Shard]:
+        numbers = set(partitions)
+        self._waiting -= numbers
+        gone = [self.shards.pop(number) for number in sorted(numbers & self.shards.keys())]
+        self._meter.assigned(len(self.shards))
+        return gone
+
+    # --- the loop ---------------------------------------------------------------------------------------------------
+
+    def _consume(self, source: Source) -> None:
+        looked = time.monotonic()
+        while not self._enough():
+            try:
+                records = source.poll(_POLL_S)
+            except OffsetLost as error:
+                self._lost_offsets(source, error)
+                continue
+            except BrokerUnavailable:
+                self._checkpoint(source, list(self.shards.values()))
+                raise
+            # what a poll returns is older than what it told: partitions that it took away are left out below
+            if records:
+                self._apply(source, records)
+                self._last_record = self._answered = looked = time.monotonic()
+                ends, offsets = source.ends(), self._offsets()
+                self._meter.polled({p: max(0, ends[p] - offset) for p, offset in offsets.items() if p in ends})
+            elif self._idle() or time.monotonic() - looked > _LOOK_AGAIN_S:
+                self._look_again(source)
+                if self._idle():
+                    return
+                looked = time.monotonic()
+            if self._waiting:
+                self._take_over(source)
+            if time.monotonic() - self._described_at > _TEXTS_S:
+                self._describe()
+            if self._due():
+                self._checkpoint(source, [shard for shard in self.shards.values() if self._ready(shard)])
+
+    def _apply(self, source: Source, records: Sequence[Record]) -> None:
+        for record in records:
+            shard = self.shards.get(record.partition)
+            if shard is None:
+                continue
+            if self._enough():
+                return
+            self._apply_one(shard, record)
+            if self._due():
+                self._checkpoint(source, [each for each in self.shards.values() if self._ready(each)])
+        self._meter.alarms(sum(shard.state.progressive.drift_alarms for shard in self.shards.values()))
+        self._progress("learning", self._events(), self.settings.until_events or 0)
+
+    def _apply_one(self, shard: Shard, record: Record) -> None:
+        began = time.perf_counter()
+        outcome = shard.state.apply(record.topic, record.partition, record.offset, record.value)
+        self._meter.applied(outcome, time.perf_counter() - began)
+        shard.changed = True
+        shard.breaker.count(outcome)
+        if outcome.kind == "dead":
+            if shard.breaker.tripped:
+                raise shard.breaker.refusal(self.settings.topic, f"the last checkpoint of partition {shard.partition}")
+            place, tried = (record.topic, record.partition, record.offset), attempts_of(record.headers)
+            shard.letters.add(DeadLetter(*place, record.key, record.value, outcome.error, outcome.reason, tried))
+
+    def _enough(self) -> bool:
+        until = self.settings.until_events
+        return (until is not None and self._events() >= until) or self._stopping()
+
+    def _events(self) -> int:
+        """Return how many records were applied in all, as far as this worker knows."""
+        own = {partition: shard.state.events for partition, shard in self.shards.items()}
+        return sum({**self.shared.events, **own}.values())
+
+    def _offsets(self) -> dict[int, int]:
+        topic = self.settings.topic
+        found = {part: shard.state.offsets.get(topic, {}).get(part) for part, shard in self.shards.items()}
+        return {part: offset for part, offset in found.items() if offset is not None}
+
+    def _idle(self) -> bool:
+        timeout = self.settings.idle_timeout_s
+        return timeout is not None and time.monotonic() - self._last_record > timeout
+
+    # --- taking over ------------------------------------------------------------------------------------------------
+
+    def _take_over(self, source: Source) -> None:
+        """Claim and restore the partitions that were assigned, take up what all learned, and begin to read."""
+        settings, numbers = self.settings, sorted(self._waiting)
+        if max(numbers) >= self._partitions:
+            raise other_partitions(settings.topic, max(numbers) + 1, self._partitions)
+        taken = []
+        for number in numbers:
+            claim, found = self._store.claim(number), self._store.newest(number, self._notice)
+            letters = DeadLetters(self._log, settings.topic)
+            breaker = Breaker(settings.bad_share, settings.bad_window)
+            shard = Shard(claim, self._make(), letters, breaker, found and found[1], self._notice, self._partitions)
+            self._identify(shard)
+            shard.add_items(self._items)
+            if self._told is not None:
+                shard.describe(self.shared, self._told)
+            self.shared.put(number, found and found[0], shard.own, shard.state.events)
+            taken.append(shard)
+        self.shards |= {shard.partition: shard for shard in taken}
+        self._waiting -= set(numbers)
+        self._share(taken)
+        offsets = self._offsets()
+        begins = source.bounds([number for number in numbers if number not in offsets])
+        for number in numbers:
+            source.seek(number, offsets[number] if number in offsets else begins[number][0])
+        self._meter.assigned(len(self.shards))
+        self._last_record = time.monotonic()
+
+    def _identify(self, shard: Shard) -> None:
+        """Compare the topic with the one that the partition was learned from."""
+        state, topic = shard.state, self.settings.topic
+        known = state.topic_ids.get(topic)
+        if state.topic_ids and known is None:
+            raise StoreMismatch(
+                f"the store {self.settings.store} learns topic {', '.join(sorted(state.topic_ids))}",
+                expected=f"that topic, not {topic!r}",
+                mend="choose another --store",
+            )
+        if known is not None and known != self._identity:
+            info = TopicInfo(topic, self._identity, ())
+            self._notice(another_topic(self.settings, self._log.address, info, known))
+            state.forget_topic(topic, self._identity)
+            shard.changed = True
+        state.topic_ids[topic] = self._identity
+
+    def _look_again(self, source: Source) -> None:
+        """Look up a silent topic: the broker may be gone, or the topic be another."""
+        try:
+            info = source.topic()
+        except BrokerUnavailable as error:
+            self._checkpoint(source, list(self.shards.values()))
+            if self._idle() or time.monotonic() - self._answered > self.settings.broker_wait_s:
+                raise
+            self._notice(f"{error.found}; waiting for it, up to {self.settings.broker_wait_s:g} s")
+            return
+        self._answered = time.monotonic()
+        if info is not None and info.identity != self._identity:
+            self._another(source, info)
+
+    def _another(self, source: Source, info: TopicInfo) -> None:
+        """Go over to a topic that took the place of the one that was read, or refuse to."""
+        self._identity = info.identity
+        for shard in self.shards.values():
+            self._identify(shard)
+        begins = source.bounds(list(self.shards))
+        for number in self.shards:
+            source.seek(number, begins[number][0])
+        self._last_record = time.monotonic()
+
+    def _lost_offsets(self, source: Source, error: OffsetLost) -> None:
+        """Act by the policy when the broker no longer has the next record."""
+        self._checkpoint(source, list(self.shards.values()))
+        info = source.topic()
+        if info is not None and info.identity != self._identity:
+            self._another(source, info)
+            return
+        ids = self.settings.dedup_window // self._partitions
+        targets, told = resumed(self.settings, error, source.bounds(error.positions), ids)
+        self._notice(told)
+        for number, target in targets.items():
+            source.seek(number, target)
+            if number in self.shards:
+                self.shards[number].state.offsets.setdefault(self.settings.topic, {})[number] = target
+                self.shards[number].changed = True
+
+    # --- storing and sharing ----------------------------------------------------------------------------------------
+
+    def _ready(self, shard: Shard) -> bool:
+        """Return whether a partition may be stored: one of which much cannot be read is held back for a while."""
+        held = HOLD_S + self.settings.checkpoint_seconds
+        return not shard.breaker.suspects or time.monotonic() - self._stored_at > held
+
+    def _due(self) -> bool:
+        fresh = sum(shard.state.events - shard.stored_events for shard in self.shards.values())
+        full = fresh >= self.settings.checkpoint_events
+        return full or time.monotonic() - self._stored_at >= self.settings.checkpoint_seconds
+
+    def _checkpoint(self, source: Source, shards: Sequence[Shard]) -> None:
+        """Store partitions, and take up what others stored; the numbers are those of the module's text."""
+        began = time.monotonic()
+        changed = [shard for shard in shards if shard.changed]
+        if changed and not self._same_topic(source):
+            return
+        size = self._store_all(changed)  # 1 and 2
+        self._stored_at = time.monotonic()
+        fresh = self.shared.refresh(self._store, self.shards, self._notice) or bool(changed)
+        if fresh and time.monotonic() >= self._share_after:
+            self._share(list(self.shards.values()))  # 3
+            if min(self._store.numbers(), default=-1) in self.shards:
+                self._snapshot.publish(self._clock(), self._notice)
+            spent = time.monotonic() - self._stored_at
+            self._share_after = time.monotonic() + spent * (1 / _SHARE_AT_MOST - 1)
+        if changed:
+            source.commit(self._offsets())  # 4
+            self._meter.checkpointed(time.monotonic() - began, size)
+
+    def _store_all(self, shards: Iterable[Shard]) -> int:
+        """Do steps 1 and 2 for partitions; one that somebody else owns is dropped. Return the bytes."""
+        size, within = 0, _LEAVE_WITHIN_S if self._stopping() else FLUSH_WITHIN_S
+        for shard in shards:
+            written = shard.store(self.shared, self._clock(), within)
+            if written is None:
+                self._dropped([shard.partition])
+                shard.letters.close()
+                self._notice(f"partition {shard.partition} has a newer owner: nothing of it is stored here")
+                continue
+            size += written[1]
+            counts = {"partition": shard.partition, "events": shard.state.events, "bytes": written[1]}
+            _LOG.info("checkpoint", extra={"data": {"checkpoint": written[0].sequence, **counts}})
+        return size
+
+    def _share(self, shards: Iterable[Shard]) -> None:
+        """Bring partitions to the sum of what all learned about items."""
+        chosen = list(shards)
+        self.shared.refresh(self._store, self.shards, self._notice)
+        for shard in self.shards.values():
+            if shard.changed:
+                shard.refresh_own(self.shared)
+                self.shared.put(shard.partition, None, shard.own, shard.state.events)
+        told = next(iter(self.shards.values()), None)
+        self.shared.add_up(None if told is None else told.own)
+        for shard in chosen:
+            shard.take_up(self.shared)
+
+    def _describe(self) -> None:
+        """Tell all partitions newer texts, if there are any."""
+        self._described_at = time.monotonic()
+        texts = self._texts()
+        if texts is None:
+            return
+        self._told = texts
+        for shard in self.shards.values():
+            shard.describe(self.shared, texts)
+        self._share(list(self.shards.values()))
+
+    def _same_topic(self, source: Source) -> bool:
+        """Tell whether the topic is still the one that was read; offsets of another must not be stored."""
+        try:
+            info = source.topic()
+        except BrokerUnavailable as error:
+            waiting = sum(len(shard.letters) for shard in self.shards.values())
+            if waiting:
+                raise StreamError(
+                    f"{waiting} dead letters cannot be sent: {error}",
+                    consequence="nothing since the last checkpoint is stored, its records are read again",
+                    mend="start again when the broker answers",
+                ) from error
+            return True
+        if info is None or info.identity == self._identity:
+            return True
+        self._another(source, info)
+        return False
+
+
+def _report(whole: StreamState, resumed_from: int, seconds: float) -> LearnReport:
+    """Return what the store holds of all partitions."""
+    return LearnReport(
+        events=whole.events,
+        learned=whole.learned,
+        duplicates_skipped=whole.duplicates_skipped,
+        dead_letters=whole.dead_letters,
+        drift_alarms=whole.progressive.drift_alarms,
+        offsets=whole.json_offsets,
+        state_sha256=whole.learner.state_sha256(),
+        metrics={name: row.as_json() for name, row in whole.progressive.rows().items()},
+        resumed_from=resumed_from,
+        seconds=seconds,
+    )
