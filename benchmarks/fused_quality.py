@@ -72,7 +72,8 @@ def _by_blend(bundle: Bundle) -> Answer:
     nothing = np.empty(0, dtype=np.float32)
 
     def answer(history: np.ndarray, eligible: np.ndarray) -> np.ndarray:
-        return blended(bundle, stream, blend, Asked(history, len(history), history, nothing, history), None).scores
+        asked = Asked(history, len(history), history, nothing, history)
+        return blended(bundle, stream, blend, asked, None).at(np.arange(len(bundle.items))).scores
 
     return answer
 

@@ -6,14 +6,20 @@ served version takes that member's place.
 
 With a query, the blend is brought to a spread of its own over the items, so that the query's share does not depend on
 how large the learned weights have become.
+
+A z-score is a raw score less a mean, over a spread, and most raw scores are products of an item's row. So all members
+together are one product of each row with one vector, once means and spreads are known, and these follow from sums that
+were taken beforehand (`server.serving.sums`). That single pass finds the items that come into question; their members
+and scores are then worked out one by one, in float64.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 import numpy as np
 
-from common.blends import MEMBERS, BlendMembers
+from common.blends import BlendMembers
 from common.snapshots import MFSnapshot
 from server.serving.bundle import Bundle, Stream
 from server.serving.fusion import (
@@ -23,7 +29,6 @@ from server.serving.fusion import (
     MemberKind,
     Products,
     factor_sum,
-    standardised,
     text_interest,
     text_sum,
 )
@@ -120,7 +125,102 @@ def pairs_of(blend: BlendMembers, tried: np.ndarray, history: np.ndarray) -> Pai
     return PairSum(places[age], blend.pair_items[entry], amount, len(history), len(blend.popularity))
 
 
-def blended(bundle: Bundle, stream: Stream, blend: BlendMembers, asked: Asked, query: np.ndarray | None) -> Fused:
+@dataclass(frozen=True, slots=True)
+class _Raw:
+    """The raw scores of one member.
+
+    Parameters
+    ----------
+    total, squares
+        Their sum and the sum of their squares, over all items.
+    at
+        Gives them for some rows, float64.
+    """
+
+    total: float
+    squares: float
+    at: Callable[[np.ndarray], np.ndarray]
+
+    @classmethod
+    def dense(cls, scores: np.ndarray) -> "_Raw":
+        """Of scores that are there for all items."""
+        exact = scores.astype(np.float64, copy=False)
+        return cls(float(exact.sum()), float(exact @ exact), lambda rows: exact[rows])
+
+    def over(self, without: np.ndarray, items: int) -> tuple[float, float]:
+        """Return mean and spread over all items but a few rows; the spread is infinite where it says nothing."""
+        count = items - len(without)
+        if not count:
+            return 0.0, np.inf
+        left = self.at(without)
+        mean = (self.total - float(left.sum())) / count
+        spread = float(np.sqrt(max(0.0, (self.squares - float(left @ left)) / count - mean * mean)))
+        return mean, np.inf if spread <= _LEAST_SPREAD * max(1.0, abs(mean)) else spread
+
+
+_NOTHING = _Raw(0.0, 0.0, lambda rows: np.zeros(len(rows)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Placed:
+    """One member with its place in the score: ``coefficient * (raw - mean) / spread``."""
+
+    kind: MemberKind
+    raw: _Raw
+    mean: float
+    spread: float
+    coefficient: float
+    by_history: HistorySum | None = None
+
+
+class Blended:
+    """The scores of all items for one question; see `server.serving.fusion.Scored`.
+
+    Made by `blended`.
+
+    Parameters
+    ----------
+    quick
+        float32 [n]: the scores, but for a constant and for rounding.
+    placed
+        The members.
+    again
+        Rows with a habit, and what it adds to each, float64.
+    shown
+        bool [n]: the items that means and spreads are taken over.
+    """
+
+    def __init__(
+        self, quick: np.ndarray, placed: list[_Placed], again: tuple[np.ndarray, np.ndarray], shown: np.ndarray
+    ) -> None:
+        self.quick, self._placed, self._again, self._shown = quick, placed, again, shown
+
+    @property
+    def kinds(self) -> tuple[MemberKind, ...]:
+        """The members that tell any item from another."""
+        said = [each.kind for each in self._placed if each.coefficient and np.isfinite(each.spread)]
+        return (*said, "habit") if self._again[1].any() else tuple(said)
+
+    def at(self, rows: np.ndarray) -> Fused:
+        """Return the members' opinions on some rows, and their sum."""
+        members: dict[MemberKind, Member] = {}
+        scores = np.zeros(len(rows))
+        for each in self._placed:
+            z = (each.raw.at(rows) - each.mean) / each.spread
+            members[each.kind] = Member(
+                z, np.full(len(rows), each.coefficient), each.spread, self._shown, each.by_history
+            )
+            scores += each.coefficient * z
+        habitual, amount = self._again
+        if len(habitual):
+            added = np.zeros(len(self._shown))
+            added[habitual] = amount
+            members["habit"] = Member(added[rows], np.ones(len(rows)), np.inf, self._shown)
+            scores += added[rows]
+        return Fused(scores, MappingProxyType(members))
+
+
+def blended(bundle: Bundle, stream: Stream, blend: BlendMembers, asked: Asked, query: np.ndarray | None) -> Blended:
     """Score every item as the stream's blend does, beside a query where there is one.
 
     Parameters
@@ -134,67 +234,117 @@ def blended(bundle: Bundle, stream: Stream, blend: BlendMembers, asked: Asked, q
     """
     snapshot = stream.snapshot
     shown = np.ones(len(snapshot.item_bias), dtype=bool)
-    if not blend.repeats:
-        shown[asked.seen] = False
-    raw, sums = _raw(bundle, snapshot, blend, asked)
-    z, spread = _standardised(raw, shown)
+    without = np.empty(0, dtype=np.int64) if blend.repeats else np.unique(asked.seen)
+    shown[without] = False
+    factors, texts = _users(snapshot, blend, asked.history)
+    sums = _history_sums(bundle, snapshot, blend, asked)
+    dense = _dense(bundle, blend, asked, sums)
+    raws = _raws(stream, blend, factors, texts, dense)
     weights = blend.weights_of(asked.likes, opens=asked.opens)
-    again = np.zeros(len(shown))
-    again[asked.seen[: len(asked.habit)]] = asked.habit
-    scores = weights @ z + again
-    members: dict[MemberKind, Member] = {}
+    placed = [
+        _Placed(kind, raw, *raw.over(without, len(shown)), float(weight), sums.get(kind))
+        for kind, raw, weight in zip(KINDS, raws, weights, strict=True)
+    ]
+    again = asked.seen[: len(asked.habit)], asked.habit.astype(np.float64)
+    quick = _quick(snapshot, blend, placed, factors, texts, dense)
+    quick[again[0]] += asked.habit
     if query is not None:
-        share = _beside_query(scores[shown], bool(len(asked.history)))
-        weights, again = weights * share, again * share
-        asking, own = standardised(bundle.model.item_vectors @ query, shown)
-        members["query"] = Member(asking, np.broadcast_to(np.float64(QUERY_WEIGHT), asking.shape), own, shown)
-        scores = weights @ z + again + QUERY_WEIGHT * asking
-    for place, kind in enumerate(KINDS):
-        coefficient = np.broadcast_to(weights[place], scores.shape)
-        members[kind] = Member(z[place], coefficient, float(spread[place]), shown, sums.get(kind))
-    if len(asked.habit):
-        members["habit"] = Member(again, np.ones_like(again), np.inf, shown)
-    return Fused(scores, MappingProxyType(members))
+        share = _beside_query(quick[shown], bool(len(asked.history)))
+        asking = _Raw.dense(bundle.model.item_vectors @ query)
+        placed = [replace(each, coefficient=each.coefficient * share) for each in placed]
+        again = again[0], again[1] * share
+        wanted = _Placed("query", asking, *asking.over(without, len(shown)), QUERY_WEIGHT)
+        quick *= share
+        quick += (QUERY_WEIGHT / wanted.spread) * asking.at(np.arange(len(shown)))
+        placed.insert(0, wanted)
+    return Blended(quick, placed, again, shown)
 
 
-def _raw(
+def _users(snapshot: MFSnapshot, blend: BlendMembers, history: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return what item rows are multiplied with, float32: for the factors [k], and for the texts, or [0] without."""
+    if not len(history) or not blend.text_columns:
+        return snapshot.user_factors(history), np.empty(0, dtype=np.float32)
+    fading = factor_sum(snapshot, history).fading.astype(np.float32)
+    return snapshot.user_factors(history), fading @ snapshot.item_factors[history, -blend.text_columns :]
+
+
+def _history_sums(
     bundle: Bundle, snapshot: MFSnapshot, blend: BlendMembers, asked: Asked
-) -> tuple[np.ndarray, dict[MemberKind, HistorySum]]:
-    """Return the members' raw scores, float64 [m, n], and how those that are sums over the history come about."""
-    raw = np.zeros((len(MEMBERS), len(blend.popularity)))
-    history, pairs = asked.history, pairs_of(blend, asked.tried, asked.history)
-    raw[0] = pairs.scores()
-    raw[1] = snapshot.scores(history)
-    raw[3] = blend.popularity
+) -> dict[MemberKind, HistorySum]:
+    """Return how the members that are sums over the history come about."""
+    history = asked.history
     if not len(history):
-        return raw, {}
+        return {}
     factors = factor_sum(snapshot, history)
-    sums: dict[MemberKind, HistorySum] = {"neighbours": pairs, "factors": factors}
+    sums: dict[MemberKind, HistorySum] = {"neighbours": pairs_of(blend, asked.tried, history), "factors": factors}
     if blend.text_columns:
         texts = snapshot.item_factors[:, -blend.text_columns :]
         sums["text"] = Products(texts, texts, history, factors.fading)
-        raw[2] = texts @ (factors.fading.astype(np.float32) @ texts[history])
     else:
         vectors = bundle.model.item_vectors
-        interest, length = text_interest(vectors, history)
-        raw[2] = vectors @ interest.astype(np.float32)
-        if (by_text := text_sum(vectors, history, length)) is not None:
+        if (by_text := text_sum(vectors, history, text_interest(vectors, history)[1])) is not None:
             sums["text"] = by_text
-    return raw, sums
+    return sums
 
 
-def _standardised(raw: np.ndarray, over: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return z-scores of all items, float64 [m, n], and the spreads, infinite where a member says nothing."""
-    # sums over all less those of the few that are left out: no copy of the rest
-    without = raw[:, ~over]
-    count = raw.shape[1] - without.shape[1]
-    if not count:
-        return np.zeros_like(raw), np.full(len(raw), np.inf)
-    mean = (raw.sum(axis=1) - without.sum(axis=1)) / count
-    squares = np.einsum("mn,mn->m", raw, raw) - np.einsum("mn,mn->m", without, without)
-    spread = np.sqrt(np.maximum(0.0, squares / count - mean * mean))
-    spread[spread <= _LEAST_SPREAD * np.maximum(1.0, np.abs(mean))] = np.inf
-    return (raw - mean[:, None]) / spread[:, None], spread
+def _dense(
+    bundle: Bundle, blend: BlendMembers, asked: Asked, sums: Mapping[MemberKind, HistorySum]
+) -> dict[MemberKind, np.ndarray]:
+    """Return the raw scores, [n], of the members that are no product with the snapshot's item rows."""
+    pairs = sums.get("neighbours") or pairs_of(blend, asked.tried, asked.history)
+    dense: dict[MemberKind, np.ndarray] = {}
+    if isinstance(pairs, PairSum) and len(pairs.item):
+        dense["neighbours"] = pairs.scores()
+    if len(asked.history) and not blend.text_columns:
+        vectors = bundle.model.item_vectors
+        dense["text"] = vectors @ text_interest(vectors, asked.history)[0].astype(np.float32)
+    return dense
+
+
+def _raws(
+    stream: Stream,
+    blend: BlendMembers,
+    factors: np.ndarray,
+    texts: np.ndarray,
+    dense: Mapping[MemberKind, np.ndarray],
+) -> tuple[_Raw, ...]:
+    """Return the members' raw scores, in the order of `KINDS`."""
+    snapshot, sums = stream.snapshot, stream.sums
+    rows, bias, width = snapshot.item_factors, snapshot.item_bias, len(texts)
+    by_factors = _Raw(
+        *sums.of_product(factors, biased=True),
+        lambda at: (bias[at] + rows[at] @ factors).astype(np.float64),
+    )
+    by_text = _Raw.dense(dense["text"]) if "text" in dense else _NOTHING
+    if width:
+        padded = np.concatenate([np.zeros(rows.shape[1] - width, dtype=np.float32), texts])
+        by_text = _Raw(*sums.of_product(padded), lambda at: (rows[at, -width:] @ texts).astype(np.float64))
+    by_neighbours = _Raw.dense(dense["neighbours"]) if "neighbours" in dense else _NOTHING
+    popular = blend.popularity
+    total, squares = sums.popularity
+    by_popularity = _Raw(float(total), float(squares), lambda at: popular[at].astype(np.float64))
+    return by_neighbours, by_factors, by_text, by_popularity
+
+
+def _quick(
+    snapshot: MFSnapshot,
+    blend: BlendMembers,
+    placed: list[_Placed],
+    factors: np.ndarray,
+    texts: np.ndarray,
+    dense: Mapping[MemberKind, np.ndarray],
+) -> np.ndarray:
+    """Return the scores of all items, but for a constant, in one pass over their rows, float32 [n]."""
+    scale = {each.kind: np.float32(each.coefficient / each.spread) for each in placed}
+    weights = scale["factors"] * factors
+    if len(texts):
+        weights[-len(texts) :] += scale["text"] * texts
+    quick: np.ndarray = snapshot.item_factors @ weights
+    quick += scale["factors"] * snapshot.item_bias
+    quick += scale["popularity"] * blend.popularity
+    for kind, scores in dense.items():
+        quick += scale[kind] * scores
+    return quick
 
 
 def _beside_query(shown: np.ndarray, known: bool) -> float:

@@ -1,7 +1,7 @@
 """What is served: one adapter version and one snapshot of the stream, frozen together, in catalogue order."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import InitVar, dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -14,6 +14,7 @@ from common.manifests import Manifest
 from common.snapshots import MFSnapshot, read_snapshot
 from common.store import verify_folder
 from server.registry import CURRENT, Registry
+from server.serving.sums import ItemSums
 from server.serving.tables import IdTable, ItemTable
 
 ADAPTER_FILE = "adapter/adapter_model.safetensors"
@@ -54,16 +55,25 @@ class Stream:
         Aligned by `align`.
     users
         Its `user_ids`, found by id.
+    sums
+        Of its item arrays.
+    given
+        The sums, where they are there already.
     """
 
     manifest: Manifest
     snapshot: MFSnapshot
+    given: InitVar[ItemSums | None] = None
     users: IdTable = field(init=False)
+    sums: ItemSums = field(init=False)
 
-    def __post_init__(self) -> None:
-        # object.__setattr__: both are derived from a frozen field, once, and the ids are not kept twice
-        ids = self.snapshot.user_ids
+    def __post_init__(self, given: ItemSums | None) -> None:
+        # object.__setattr__: all are derived from a frozen field, once, and the ids are not kept twice
+        ids, blend = self.snapshot.user_ids, self.snapshot.blend
         users = ids if isinstance(ids, IdTable) else IdTable.of(ids)
+        popularity = np.zeros(0) if blend is None else blend.popularity
+        sums = given or ItemSums.of(self.snapshot.item_factors, self.snapshot.item_bias, popularity)
+        object.__setattr__(self, "sums", sums)
         object.__setattr__(self, "users", users)
         object.__setattr__(self, "snapshot", replace(self.snapshot, user_ids=users))
 

@@ -13,7 +13,7 @@ its popularity counts as average. So it is neither buried nor pushed.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Literal, Protocol
 
@@ -23,6 +23,7 @@ from common.snapshots import MFSnapshot
 from server.serving.bundle import Bundle
 
 MemberKind = Literal["neighbours", "factors", "text", "query", "popularity", "habit"]
+_BLOCK = 64
 TEXT_RECENCY = 10.0
 TEXT_WINDOW = 20
 """The text interest of a history is sum exp(-d / TEXT_RECENCY) v over its newest TEXT_WINDOW items."""
@@ -134,10 +135,46 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Fused:
-    """The members' opinions and their weighted sum, float64 [n]."""
+    """The members' opinions on n items, or on some of them, and their weighted sum, float64 [n]."""
 
     scores: np.ndarray
     members: Mapping[MemberKind, Member]
+
+    @property
+    def quick(self) -> np.ndarray:
+        """The scores."""
+        return self.scores
+
+    @property
+    def kinds(self) -> tuple[MemberKind, ...]:
+        """The members that tell any item from another."""
+        return tuple(kind for kind, member in self.members.items() if member.says_something)
+
+    def at(self, rows: np.ndarray) -> "Fused":
+        """Return what is said of some rows."""
+        said = {
+            kind: replace(member, z=member.z[rows], coefficient=member.coefficient[rows])
+            for kind, member in self.members.items()
+        }
+        return Fused(self.scores[rows], MappingProxyType(said))
+
+
+class Scored(Protocol):
+    """The scores of all items for one question."""
+
+    @property
+    def quick(self) -> np.ndarray:
+        """The scores, but for a constant and for rounding, [n]: good enough to find the best and their neighbours."""
+        ...
+
+    @property
+    def kinds(self) -> tuple[MemberKind, ...]:
+        """The members that tell any item from another."""
+        ...
+
+    def at(self, rows: np.ndarray) -> Fused:
+        """Return what is said of some rows, in their order."""
+        ...
 
 
 def history_weights(history: np.ndarray, recency: float, window: int) -> np.ndarray:
@@ -246,8 +283,18 @@ def _mean_product(one: np.ndarray, other: np.ndarray, over: np.ndarray) -> float
 
 
 def best(scores: np.ndarray, eligible: np.ndarray, k: int) -> np.ndarray:
-    """Return the rows of the k best eligible items, best first, ties in catalogue order."""
-    rows = np.flatnonzero(eligible)
+    """Return the rows of the k best eligible items, best first, ties in catalogue order.
+
+    The k-th largest of the greatest scores of many blocks is no greater than the k-th largest score, so whatever is
+    below it is left out before anything is sorted: of many items nearly all.
+    """
+    blocks = len(scores) // _BLOCK
+    if blocks > k:
+        shown = np.where(eligible, scores, -np.inf)
+        greatest = shown[: blocks * _BLOCK].reshape(blocks, _BLOCK).max(axis=1)
+        rows = np.flatnonzero((shown >= np.partition(greatest, blocks - k)[blocks - k]) & eligible)
+    else:
+        rows = np.flatnonzero(eligible)
     if len(rows) > k:
         among = scores[rows]
         threshold = np.partition(among, len(rows) - k)[len(rows) - k]

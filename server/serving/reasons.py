@@ -40,7 +40,7 @@ class Reason:
 
 
 def reasons_for(bundle: Bundle, history: np.ndarray, fused: Fused, chosen: np.ndarray) -> list[tuple[Reason, ...]]:
-    """Return the reasons of each chosen row, in its order.
+    """Return the reasons of each chosen row, in its order; `fused` is what is said of these rows.
 
     Members are linear in the items of the history and z-scores are affine, so what one liked item adds (above what it
     adds to the average item) is exact, not an approximation.
@@ -54,22 +54,22 @@ def reasons_for(bundle: Bundle, history: np.ndarray, fused: Fused, chosen: np.nd
         if member.by_history is not None
     }
     return [
-        _one(bundle, fused, int(row), liked, {kind: rows[position] for kind, rows in added.items()})
+        _one(bundle, fused, position, int(row), liked, {kind: rows[position] for kind, rows in added.items()})
         for position, row in enumerate(chosen)
     ]
 
 
 def _added(member: Member, by_history: HistorySum, chosen: np.ndarray) -> np.ndarray:
     """Return what each position of the history adds to each chosen item's score through a member, float64 [c, h]."""
-    scale = member.coefficient[chosen] / member.spread
+    scale = member.coefficient / member.spread
     added: np.ndarray = by_history.above_average(chosen, member.over) * scale[:, None]
     return added
 
 
 def _one(
-    bundle: Bundle, fused: Fused, row: int, liked: np.ndarray, added: Mapping[MemberKind, np.ndarray]
+    bundle: Bundle, fused: Fused, place: int, row: int, liked: np.ndarray, added: Mapping[MemberKind, np.ndarray]
 ) -> tuple[Reason, ...]:
-    share = {kind: float(member.coefficient[row] * member.z[row]) for kind, member in fused.members.items()}
+    share = {kind: float(member.coefficient[place] * member.z[place]) for kind, member in fused.members.items()}
     together = np.sum(list(added.values()), axis=0) if added else np.zeros(0)
     named: list[tuple[str, dict[str, float]]] = []
     for position in np.argsort(-together, kind="stable")[:NAMED]:

@@ -13,7 +13,7 @@ from common.recent import NOTHING, Recent
 from server.serving.blended import Asked, blended
 from server.serving.bundle import Bundle
 from server.serving.diversity import pool_size, spread_out
-from server.serving.fusion import Fused, FusionTable, best, fuse
+from server.serving.fusion import Fused, FusionTable, Scored, best, fuse
 from server.serving.reasons import Reason, reasons_for
 
 MAX_K = 500
@@ -22,6 +22,8 @@ MAX_QUERY = 100_000
 """Longest query, in characters; the encoder cuts it to its own length."""
 MAX_FILTER = 1_000
 """Most categories, allowed and denied ids, each."""
+CLOSE = 16
+"""So many items beyond those that are wanted are scored exactly."""
 DETERMINISTIC = "deterministic"
 """The one policy there is: the best k, so every propensity is 1."""
 
@@ -224,23 +226,23 @@ def recommend(
     unseen = np.ones(len(bundle.items), dtype=bool)
     if question.exclude_seen:
         unseen[asked.seen] = False
-    fused = _fused(bundle, asked, query_vector, unseen, table)
+    scored = _scored(bundle, asked, query_vector, unseen, table)
     # what is filtered out still is among the items that scores are compared over: a filter changes no score
     allowed, ignored = _filtered(bundle, question)
     if question.exclude_seen:
         allowed[_rows(bundle, recent.rejected)] = False
-    chosen = _chosen(bundle, fused, unseen & allowed, question)
+    chosen, fused = _chosen(bundle, scored, unseen & allowed, question)
     why = reasons_for(bundle, asked.history, fused, chosen) if question.explain else [()] * len(chosen)
     items = tuple(
         Recommendation(
             item_id=bundle.items.ids[int(row)],
             rank=rank,
-            score=float(fused.scores[row]),
+            score=float(score),
             propensity=1.0,
             title=bundle.items.titles[int(row)],
             reasons=reasons,
         )
-        for rank, (row, reasons) in enumerate(zip(chosen, why, strict=True), start=1)
+        for rank, (row, score, reasons) in enumerate(zip(chosen, fused.scores, why, strict=True), start=1)
     )
     return Slate(
         request_id=request_id,
@@ -248,7 +250,7 @@ def recommend(
         known_user=bundle.history_of(question.user_id) is not None or bool(recent.liked or recent.tried),
         items=items,
         ignored=ignored,
-        answered_from=tuple(kind for kind, member in fused.members.items() if member.says_something),
+        answered_from=scored.kinds,
     )
 
 
@@ -303,17 +305,20 @@ def _filtered(bundle: Bundle, question: Question) -> tuple[np.ndarray, dict[str,
     return allowed, ignored
 
 
-def _chosen(bundle: Bundle, fused: Fused, eligible: np.ndarray, question: Question) -> np.ndarray:
-    """Return the rows of the slate, in its order."""
-    if not question.diversity:
-        return best(fused.scores, eligible, question.k)
-    pool = best(fused.scores, eligible, pool_size(question.k))
-    vectors = bundle.model.item_vectors[pool]
-    spread: np.ndarray = pool[spread_out(fused.scores[pool], vectors, question.k, question.diversity)]
-    return spread
+def _chosen(bundle: Bundle, scored: Scored, eligible: np.ndarray, question: Question) -> tuple[np.ndarray, Fused]:
+    """Return the rows of the slate, in its order, and what is said of them."""
+    wanted = pool_size(question.k) if question.diversity else question.k
+    # the quick scores may order neighbours wrongly, by rounding: some more than are wanted are looked at closely
+    pool = np.sort(best(scored.quick, eligible, wanted + CLOSE))
+    closely = scored.at(pool)
+    order = np.argsort(-closely.scores, kind="stable")[:wanted]
+    if question.diversity:
+        vectors = bundle.model.item_vectors[pool[order]]
+        order = order[spread_out(closely.scores[order], vectors, question.k, question.diversity)]
+    return pool[order], closely.at(order)
 
 
-def _fused(bundle: Bundle, asked: Asked, query: np.ndarray | None, eligible: np.ndarray, table: FusionTable) -> Fused:
+def _scored(bundle: Bundle, asked: Asked, query: np.ndarray | None, eligible: np.ndarray, table: FusionTable) -> Scored:
     """Let the stream's blend answer where there is one; `table` weighs what there is otherwise."""
     stream = bundle.stream
     if stream is not None and stream.snapshot.blend is not None:

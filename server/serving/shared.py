@@ -24,6 +24,7 @@ from common.store import map_arrays, pack_arrays
 from server.registry import CURRENT
 from server.serving.bundle import VECTORS_TENSOR, Bundle, Model, Stream
 from server.serving.polling import polled
+from server.serving.sums import ItemSums
 from server.serving.tables import ItemTable, ids_from
 from server.storage import storage_at
 
@@ -31,7 +32,7 @@ log = logging.getLogger(__name__)
 POINTER = "bundle.json"
 EVERY_S = 0.1
 """A look is one system call, so a new bundle is served by all processes within this time."""
-_ADAPTER, _USERS = "adapter.", "users"
+_ADAPTER, _USERS, _SUMS = "adapter.", "users", "sums."
 
 
 class _Pointer(msgspec.Struct, frozen=True):
@@ -110,7 +111,8 @@ def _stream_arrays(stream: Stream) -> dict[str, np.ndarray]:
     snapshot = stream.snapshot
     users = {f"{_USERS}.{name}": array for name, array in stream.users.arrays().items()}
     blend = {} if snapshot.blend is None else snapshot.blend.arrays()
-    return {**{name: getattr(snapshot, name) for name in ARRAYS}, **users, **blend}
+    sums = {f"{_SUMS}{name}": array for name, array in stream.sums.arrays().items()}
+    return {**{name: getattr(snapshot, name) for name in ARRAYS}, **users, **blend, **sums}
 
 
 def map_bundle(folder: Path, held: Bundle | None = None) -> Bundle:
@@ -165,7 +167,8 @@ def _stream(manifest: Manifest, arrays: Mapping[str, np.ndarray], items: ItemTab
         **{name: arrays[name] for name in ARRAYS},
         blend=blend,
     )
-    return Stream(manifest, snapshot)
+    sums = {name.removeprefix(_SUMS): array for name, array in arrays.items() if name.startswith(_SUMS)}
+    return Stream(manifest, snapshot, ItemSums.from_arrays(sums))
 
 
 class MappedSource:
