@@ -4,7 +4,8 @@ Speed: one partition, the same clicks for all, each reading it from its beginnin
 decodes, checks, drops duplicates, learns and stores a synced checkpoint and a snapshot every 5,000 events; nothing is
 evaluated. The peers decode JSON and call `learn_one` of river's BiasedMF: one in a plain loop around kafka-python, one
 in Quix Streams, installed with pip into an environment in a temporary folder. They store no model. Processor time of
-the reading process is what is compared, the broker's is not in it; wall time is told too.
+the reading process is what is compared, the broker's is not in it; wall time is told too. Where the extra `fast` is
+installed, the worker reads with librdkafka as well.
 
 Checkpoint: `CheckpointStore.write` of 160,000 rows of 64 float32, synced, and its parts alone on the same bytes. What
 is hashed is hashed while it is written and synced, so the whole is less than the sum on an idle machine. The library's
@@ -25,6 +26,7 @@ import venv
 from collections.abc import Callable
 from functools import partial
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -38,7 +40,7 @@ from safetensors.numpy import save
 from common.events import Interaction, encode_event
 from common.store import pack_arrays
 from stream.checkpoint import CheckpointStore
-from stream.connect import open_log
+from stream.connect import Client, open_log
 from stream.consumer import StreamWorker
 from stream.kafka_log import FETCH_BYTES, POLL_RECORDS
 from stream.learner.blend import Blend
@@ -71,12 +73,12 @@ def click(number: int, rng: np.random.Generator) -> Interaction:
 # --- speed ----------------------------------------------------------------------------------------------------------
 
 
-def ours(name: str, servers: str, topic: str, events: int) -> Timed:
+def ours(name: str, client: Client, servers: str, topic: str, events: int) -> Timed:
     """Learn the topic with the worker into a fresh store."""
     with TemporaryDirectory() as folder:
         settings = WorkerSettings(
             servers, topic, Path(folder), checkpoint_events=EVERY, until_events=events, evaluate_every=0,
-            group=uuid.uuid4().hex,
+            group=uuid.uuid4().hex, client=client,
         )  # fmt: skip
         worker = StreamWorker(settings, LEARNERS[name]())
         wall, cpu = time.perf_counter(), time.process_time()
@@ -141,8 +143,10 @@ def speed() -> dict[str, object]:
     """Return events a second and processor microseconds an event of all, and the ratios to the plain loop."""
     rng = np.random.default_rng(0)
     runs: dict[str, Callable[[str, str, int], Timed]] = {
-        f"StreamWorker, {name}": partial(ours, name) for name in LEARNERS
+        f"StreamWorker, {name}": partial(ours, name, "kafka-python") for name in LEARNERS
     }
+    if find_spec("confluent_kafka"):
+        runs |= {f"StreamWorker, {name}, librdkafka": partial(ours, name, "librdkafka") for name in LEARNERS}
     runs[RIVER] = plain
     found: dict[str, list[Timed]] = {}
     with TemporaryDirectory() as folder, broker() as (kind, servers):
