@@ -1,13 +1,22 @@
 """Query text to vector, always with the adapter of the bundle that the vector is compared with."""
 
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
 from common.errors import StoreMismatch
 from server.serving.bundle import Model
+
+BATCH = 64
+"""Most texts of one pass of the encoder: whoever waits for the next pass waits for all of this one."""
+CACHED = 10_000
+"""So many vectors are kept, the ones that were asked for last: 15 MB of 384 numbers each."""
+LONGEST_CACHED = 1_000
+"""Longer texts, in characters, are hardly asked for twice."""
 
 
 class QueryEncoder(Protocol):
@@ -27,11 +36,24 @@ class QueryEncoder(Protocol):
         ...
 
 
+@dataclass(slots=True, eq=False)
+class _Wish:
+    """A text that waits for its vector."""
+
+    model: Model
+    text: str
+    vector: np.ndarray | None = None
+    error: Exception | None = None
+
+
 class QueryTexts:
     """Encodes queries with one shared encoder, whichever version asks.
 
     The encoder changes in place, so while versions are swapped a reader of the old one and a reader of the new one
     would see each other's adapter: a lock covers "set the adapter, then encode".
+
+    Whoever gets the lock encodes, in one pass, what all of those who wait for it want of the same model; they find
+    their vector done. So under load a pass serves many, and a single question waits for nobody.
 
     Parameters
     ----------
@@ -44,6 +66,11 @@ class QueryTexts:
         self._lock = threading.Lock()
         self._encoder: QueryEncoder | None = None
         self._installed: Model | None = None
+        # for what follows, held for moments only
+        self._desk = threading.Lock()
+        self._waiting: list[_Wish] = []
+        self._vectors: OrderedDict[str, np.ndarray] = OrderedDict()
+        self._vectors_of: Model | None = None
 
     def warm(self, model: Model) -> None:
         """Load the encoder and install the model's adapter; errors as for `vector`."""
@@ -60,9 +87,50 @@ class QueryTexts:
         EncoderError
             When it cannot be loaded.
         """
+        wish = _Wish(model, text)
+        with self._desk:
+            if self._vectors_of is model and text in self._vectors:
+                self._vectors.move_to_end(text)
+                return self._vectors[text]
+            self._waiting.append(wish)
         with self._lock:
-            vector: np.ndarray = self._ready(model).encode([text])[0]
-        return vector
+            if wish.vector is None and wish.error is None:
+                self._encode_with(wish)
+        if wish.error is not None:
+            raise wish.error
+        assert wish.vector is not None  # noqa: S101  one of the two was set
+        return wish.vector
+
+    def _encode_with(self, wish: _Wish) -> None:
+        """Encode what is waiting beside a wish and goes with it."""
+        with self._desk:
+            alike = [other for other in self._waiting if other.model is wish.model and other is not wish]
+            batch = [wish, *alike[: BATCH - 1]]
+            taken = set(map(id, batch))
+            self._waiting = [other for other in self._waiting if id(other) not in taken]
+        texts = list(dict.fromkeys(each.text for each in batch))
+        try:
+            rows = self._ready(wish.model).encode(texts)
+        except Exception as error:  # each of those who wait gets it as if it had asked alone
+            for each in batch:
+                each.error = error
+            return
+        vectors = dict(zip(texts, rows, strict=True))
+        for each in batch:
+            each.vector = vectors[each.text]
+        self._remember(wish.model, vectors)
+
+    def _remember(self, model: Model, vectors: Mapping[str, np.ndarray]) -> None:
+        with self._desk:
+            if self._vectors_of is not model:
+                self._vectors.clear()
+                self._vectors_of = model
+            for text, vector in vectors.items():
+                if len(text) <= LONGEST_CACHED:
+                    # a copy: a row would keep the whole batch
+                    self._vectors[text] = vector.copy()
+            while len(self._vectors) > CACHED:
+                self._vectors.popitem(last=False)
 
     def _ready(self, model: Model) -> QueryEncoder:
         if self._encoder is None:
