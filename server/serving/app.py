@@ -1,12 +1,14 @@
 """The HTTP edge: it checks, asks the pure functions, and says what went wrong; nothing else."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any
 
+import msgspec
 from fastapi import FastAPI, Path, Query
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import PlainTextResponse, Response
+from starlette.concurrency import run_in_threadpool
 from starlette.middleware.cors import CORSMiddleware
 
 from common.clock import Clock, wall_clock
@@ -35,6 +37,8 @@ from server.serving.schemas import (
 )
 from server.serving.slate_log import SlateLog
 
+QUICK_ITEMS = 200_000
+"""Up to so many items a plain question is answered where it came in, and nothing else meanwhile."""
 DEFAULT_LIMITS = Limits()
 App = FastAPI
 """What `create_app` gives, by a name that needs no web framework."""
@@ -66,6 +70,11 @@ class Answering:
     new_id: RequestIds = random_request_id
     live: RecentEvents | None = None
     clock: Clock = wall_clock
+
+    def is_quick(self, question: Question) -> bool:
+        """Tell whether an answer takes a few milliseconds at most, so that handing it to a thread costs more."""
+        plain = question.query is None and not question.explain and not question.diversity
+        return plain and len(self.source.bundle().items) <= QUICK_ITEMS
 
     def slate(self, question: Question) -> dict[str, Any]:
         """Answer from one bundle, taken once: query, items, clicks since and version belong together."""
@@ -143,15 +152,23 @@ def create_app(
         )
     app.add_middleware(Measured, metrics=metrics)
 
-    def answer(question: Question) -> dict[str, Any]:
-        slate = Answering(source, queries, new_id, live, clock).slate(question)
+    answering = Answering(source, queries, new_id, live, clock)
+
+    def slate_of(question: Question) -> Response:
+        slate = answering.slate(question)
         metrics.slate(known_user=slate["known_user"])
         if slates is not None:
             asked = asdict(question)
             # what was typed stays out: it may say more of a person than ids do
             asked["query"] = question.query is not None
             slates.add(clock(), asked, slate)
-        return slate
+        # not through the response model: it would be validated and copied once more
+        return Response(msgspec.json.encode(slate), media_type="application/json")
+
+    async def answer(question: Question) -> Response:
+        if slates is None and answering.is_quick(question):
+            return slate_of(question)
+        return await run_in_threadpool(slate_of, question)
 
     _add_questions(app, source, answer)
     _add_events(app, events or NoBroker(), metrics, new_id, clock)
@@ -175,7 +192,7 @@ def _add_events(app: FastAPI, sink: EventSink, metrics: ServiceMetrics, new_id: 
         return {"event_id": event.event_id, "partition": partition, "offset": offset}
 
 
-def _add_questions(app: FastAPI, source: BundleSource, answer: Callable[[Question], dict[str, Any]]) -> None:
+def _add_questions(app: FastAPI, source: BundleSource, answer: Callable[[Question], Awaitable[Response]]) -> None:
     @app.post(
         "/v1/recommendations",
         response_model=SlateOut,
@@ -183,7 +200,7 @@ def _add_questions(app: FastAPI, source: BundleSource, answer: Callable[[Questio
         responses=_problems(400, 413, 422),
         summary="Recommend for a user, a history, a text, or any of them together",
     )
-    def recommendations(body: RecommendationRequest) -> dict[str, Any]:
+    async def recommendations(body: RecommendationRequest) -> Response:
         question = Question(
             user_id=body.user_id,
             history=tuple(body.history),
@@ -197,7 +214,7 @@ def _add_questions(app: FastAPI, source: BundleSource, answer: Callable[[Questio
             diversity=body.diversity,
             at=body.at,
         )
-        return answer(question)
+        return await answer(question)
 
     @app.get(
         "/v1/users/{user_id:path}/recommendations",
@@ -206,8 +223,8 @@ def _add_questions(app: FastAPI, source: BundleSource, answer: Callable[[Questio
         responses=_problems(404, 422),
         summary="Recommend for a user",
     )
-    def user_recommendations(user_id: UserId, k: KParameter = 10, explain: bool = False) -> dict[str, Any]:
-        return answer(Question(user_id=user_id, k=k, explain=explain))
+    async def user_recommendations(user_id: UserId, k: KParameter = 10, explain: bool = False) -> Response:
+        return await answer(Question(user_id=user_id, k=k, explain=explain))
 
     @app.get(
         "/v1/items/{item_id:path}/similar",

@@ -201,6 +201,7 @@ def checked_k(k: int) -> int:
 
 
 DEFAULT_TABLE = FusionTable()
+_NO_ROWS = np.empty(0, dtype=np.int64)
 
 
 def recommend(
@@ -222,13 +223,14 @@ def recommend(
     recent
         What the user did since the bundle's snapshot.
     """
-    asked = _asked(bundle, question, recent)
+    given = _rows(bundle, question.history)
+    asked = _asked(bundle, question, recent, given)
     unseen = np.ones(len(bundle.items), dtype=bool)
     if question.exclude_seen:
         unseen[asked.seen] = False
     scored = _scored(bundle, asked, query_vector, unseen, table)
     # what is filtered out still is among the items that scores are compared over: a filter changes no score
-    allowed, ignored = _filtered(bundle, question)
+    allowed, unknown = _filtered(bundle, question)
     if question.exclude_seen:
         allowed[_rows(bundle, recent.rejected)] = False
     chosen, fused = _chosen(bundle, scored, unseen & allowed, question)
@@ -249,7 +251,7 @@ def recommend(
         model_version=bundle.version,
         known_user=bundle.history_of(question.user_id) is not None or bool(recent.liked or recent.tried),
         items=items,
-        ignored=ignored,
+        ignored={"unknown_items": len(question.history) - len(given), **unknown},
         answered_from=scored.kinds,
     )
 
@@ -260,9 +262,9 @@ def _rows(bundle: Bundle, ids: Iterable[str]) -> np.ndarray:
     return np.array([row for row in found if row is not None], dtype=np.int64)
 
 
-def _asked(bundle: Bundle, question: Question, recent: Recent) -> Asked:
-    """Put together what is known of the user, what happened since, and what the question says, in this order."""
-    user, given, liked = question.user_id, _rows(bundle, question.history), _rows(bundle, recent.liked)
+def _asked(bundle: Bundle, question: Question, recent: Recent, given: np.ndarray = _NO_ROWS) -> Asked:
+    """Put together what is known of the user, what happened since, and what the question names, in this order."""
+    user, liked = question.user_id, _rows(bundle, recent.liked)
     known = bundle.history_of(user)
     blend = None if bundle.stream is None else bundle.stream.snapshot.blend
     # as the learner has it: what was tried is not shown again, unless repeats are allowed
@@ -283,7 +285,7 @@ def _asked(bundle: Bundle, question: Question, recent: Recent) -> Asked:
 
 def _filtered(bundle: Bundle, question: Question) -> tuple[np.ndarray, dict[str, int]]:
     """Return which items the filters leave, bool [n], and how many names meant nothing."""
-    ignored = {"unknown_items": len(question.history) - len(_rows(bundle, question.history))}
+    ignored: dict[str, int] = {}
     allowed = np.ones(len(bundle.items), dtype=bool)
     if question.allow:
         rows = _rows(bundle, question.allow)
@@ -351,9 +353,23 @@ def similar(bundle: Bundle, item_id: str, k: int) -> SimilarItems:
 
 def slate_payload(slate: Slate, *, explain: bool) -> dict[str, Any]:
     """Return the slate as JSON values; `reasons` only where they were asked for."""
-    payload = asdict(slate)
-    payload["answered_from"] = list(slate.answered_from)
-    if not explain:
-        for item in payload["items"]:
-            del item["reasons"]
-    return payload
+    # field by field: dataclasses.asdict copies everything it meets, which took longer than choosing the items
+    return {
+        "request_id": slate.request_id,
+        "model_version": slate.model_version,
+        "known_user": slate.known_user,
+        "items": [
+            {
+                "item_id": item.item_id,
+                "rank": item.rank,
+                "score": item.score,
+                "propensity": item.propensity,
+                "title": item.title,
+                **({"reasons": tuple(asdict(reason) for reason in item.reasons)} if explain else {}),
+            }
+            for item in slate.items
+        ],
+        "ignored": dict(slate.ignored),
+        "answered_from": list(slate.answered_from),
+        "policy": slate.policy,
+    }
