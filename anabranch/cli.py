@@ -22,7 +22,20 @@ app = typer.Typer(
 
 def _register() -> None:
     """Attach every command."""
-    from anabranch.commands import data, demo, doctor, evaluate, keys, ledger, model, recommend, serve, simulate, stream
+    from anabranch.commands import (
+        data,
+        demo,
+        deploy,
+        doctor,
+        evaluate,
+        keys,
+        ledger,
+        model,
+        recommend,
+        serve,
+        simulate,
+        stream,
+    )
 
     app.command("demo")(demo.demo)
     app.command("simulate")(simulate.simulate)
@@ -36,6 +49,7 @@ def _register() -> None:
     app.add_typer(keys.app, name="keys")
     app.add_typer(ledger.app, name="ledger")
     app.add_typer(evaluate.app, name="evaluate")
+    app.add_typer(deploy.app, name="deploy")
 
 
 def main() -> None:
@@ -45,6 +59,7 @@ def main() -> None:
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
+        "RAY_USAGE_STATS_ENABLED": "0",
     }.items():
         os.environ.setdefault(name, value)
     _register()

@@ -4,6 +4,7 @@ import fnmatch
 import re
 import shutil
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from tests.house.tree import ROOT, refusal
 
 DOCKERFILE = ROOT / "Dockerfile"
 COMPOSE = ROOT / "docker-compose.yml"
+FEDERATION = ROOT / "docker-compose.federation.yml"
 _INSTRUCTIONS = frozenset(
     {"ARG", "COPY", "ENTRYPOINT", "ENV", "EXPOSE", "FROM", "LABEL", "RUN", "USER", "VOLUME", "WORKDIR"}
 )
@@ -24,14 +26,17 @@ def _instructions() -> list[tuple[str, str]]:
     return [(line.split(None, 1)[0], line.split(None, 1)[1]) for line in lines]
 
 
-def _compose() -> dict[str, Any]:
-    content: dict[str, Any] = yaml.safe_load(COMPOSE.read_text())
+def _compose(path: Path = COMPOSE) -> dict[str, Any]:
+    content: dict[str, Any] = yaml.safe_load(path.read_text())
     return content
 
 
-def _services() -> dict[str, dict[str, Any]]:
-    services: dict[str, dict[str, Any]] = _compose()["services"]
+def _services(path: Path = COMPOSE) -> dict[str, dict[str, Any]]:
+    services: dict[str, dict[str, Any]] = _compose(path)["services"]
     return services
+
+
+BOTH = pytest.mark.parametrize("path", [COMPOSE, FEDERATION], ids=lambda path: path.name)
 
 
 def test_the_dockerfile_is_made_of_known_instructions() -> None:
@@ -69,20 +74,23 @@ def test_what_is_large_or_private_stays_out_of_the_build(name: str) -> None:
     assert name in (ROOT / ".dockerignore").read_text().split()
 
 
-def test_every_service_is_reached_from_this_machine_alone() -> None:
-    ports = [port for service in _services().values() for port in service.get("ports", [])]
+@BOTH
+def test_every_service_is_reached_from_this_machine_alone(path: Path) -> None:
+    ports = [port for service in _services(path).values() for port in service.get("ports", [])]
     assert ports
     assert all(str(port).startswith("127.0.0.1:") for port in ports)
 
 
-def test_every_service_that_stays_says_whether_it_is_well() -> None:
-    staying = [service for service in _services().values() if service["restart"] != "no"]
+@BOTH
+def test_every_service_that_stays_says_whether_it_is_well(path: Path) -> None:
+    staying = [service for service in _services(path).values() if service["restart"] != "no"]
     assert len(staying) >= 3
     assert all("test" in service["healthcheck"] for service in staying)
 
 
-def test_waiting_is_for_services_that_exist() -> None:
-    services = _services()
+@BOTH
+def test_waiting_is_for_services_that_exist(path: Path) -> None:
+    services = _services(path)
     for service in services.values():
         for other, how in service.get("depends_on", {}).items():
             assert other in services
@@ -107,11 +115,34 @@ def test_every_command_parses(name: str) -> None:
     assert refusal([str(word) for word in _services()[name]["command"]]) is None
 
 
-def test_compose_itself_accepts_the_file() -> None:
+def test_every_node_of_the_federation_has_a_folder_of_its_own_and_no_other() -> None:
+    services = _services(FEDERATION)
+    folders = [text for service in services.values() for text in service["volumes"]]
+    assert len(services) == len(set(folders)) == 4
+    assert all(re.fullmatch(r"\./federation/[a-z-]+:/data", text) for text in folders)
+    assert [name for name, service in services.items() if "ports" in service] == ["superlink"]
+
+
+def test_the_federation_starts_by_the_scripts_that_deploy_writes() -> None:
+    from anabranch.commands.deploy import PORT
+    from anabranch.deployment import CA, NODE_PORT
+
+    services = _services(FEDERATION)
+    assert all(service["entrypoint"] == ["sh", "/data/start.sh"] for service in services.values())
+    checks = {name: service["healthcheck"]["test"][-1] for name, service in services.items()}
+    assert f"https://127.0.0.1:{PORT}/health" in checks["superlink"]
+    assert f"/data/{CA}" in checks["superlink"]
+    assert all(f":{NODE_PORT}/health" in check for name, check in checks.items() if name != "superlink")
+    for check in checks.values():
+        compile(check, "healthcheck", "exec")
+
+
+@BOTH
+def test_compose_itself_accepts_the_file(path: Path) -> None:
     docker = shutil.which("docker")
     if docker is None or subprocess.run([docker, "compose", "version"], capture_output=True, check=False).returncode:
         pytest.skip("docker compose is not installed")
     done = subprocess.run(
-        [docker, "compose", "-f", str(COMPOSE), "config", "--quiet"], capture_output=True, text=True, check=False
+        [docker, "compose", "-f", str(path), "config", "--quiet"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr

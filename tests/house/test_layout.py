@@ -9,8 +9,8 @@ from tests.house.tree import PACKAGES, ROOT, modules
 
 TOP = {
     ".ci", ".dockerignore", ".gitignore", "Dockerfile", "LICENSE", "Makefile", "README.md", "SECURITY.md", "anabranch",
-    "benchmarks", "client", "common", "constraints.txt", "docker-compose.yml", "docs", "pyproject.toml", "server",
-    "stream", "tests",
+    "benchmarks", "client", "common", "constraints.txt", "docker-compose.federation.yml", "docker-compose.yml", "docs",
+    "pyproject.toml", "server", "stream", "tests",
 }  # fmt: skip
 
 
