@@ -17,7 +17,10 @@ owns it by then reads the same records from the same checkpoint.
 
 import logging
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
 
 from common.clock import Clock, wall_clock
 from common.errors import AnabranchError, BrokerUnavailable, OffsetLost, StoreMismatch, StreamError
@@ -35,7 +38,7 @@ from stream.settings import LearnReport, WorkerSettings
 from stream.shard import Shard, other_partitions
 from stream.shared_items import SharedItems
 from stream.shared_snapshot import SharedSnapshot
-from stream.source import Log, Record, Source, TopicInfo
+from stream.source import Log, Record, TopicInfo
 from stream.state import Decoder, ItemTexts, Served, StreamState
 
 _LOG = logging.getLogger("anabranch.stream")
@@ -44,6 +47,8 @@ _LOOK_AGAIN_S = 10.0
 _TEXTS_S = 10.0
 _LEAVE_WITHIN_S = 4.0
 """How long dead letters may take where somebody waits: the group, or whoever told the worker to stop."""
+_WRITERS = 8
+"""So many partitions are written at once."""
 _SHARE_AT_MOST = 0.2
 """Taking up what others learned may take this share of the time; on a large catalogue it is done less often then."""
 
@@ -95,7 +100,7 @@ class GroupWorker:
         self._waiting: set[int] = set()  # owned, and not taken over yet
         self._told: ItemTexts | None = None
         self._identity = ""
-        self._stored_at = self._last_record = self._answered = self._described_at = time.monotonic()
+        self._stored_at = self._last_record = self._answered = self._described_at = self._looked = time.monotonic()
         self._share_after = 0.0
 
     def _make(self) -> StreamState:
@@ -118,6 +123,21 @@ class GroupWorker:
             As for `stream.consumer.StreamWorker.run`.
         """
         started = time.monotonic()
+        with self.joined():
+            resumed_from = self._stored_events()
+            while self.step():
+                pass
+            self.checkpoint()
+            self._source.commit(self._offsets(), wait=True)
+        whole = self._snapshot.publish(self._clock(), self._notice, wait_s=_LEAVE_WITHIN_S)
+        return _report(whole or self._make(), resumed_from, time.monotonic() - started)
+
+    @contextmanager
+    def joined(self) -> Iterator[None]:
+        """Be a member of the group within the block; its end stores what is changed and gives all partitions up.
+
+        Raises as `run`.
+        """
         settings = self.settings
         if CheckpointStore(settings.store).newest(self._notice) is not None:
             raise StoreMismatch(
@@ -128,18 +148,13 @@ class GroupWorker:
         info = self._log.await_topic(settings.topic, settings.topic_wait_s)
         self._identity, self._partitions = info.identity, len(info.partitions)
         self._described_at, self._told = time.monotonic(), self._texts()
-        resumed_from = self._events()
-        source = self._log.member(settings.topic, settings.group, self)
+        self._source = self._log.member(settings.topic, settings.group, self)
         try:
-            self._consume(source)
-            self._checkpoint(source, list(self.shards.values()))
-            source.commit(self._offsets(), wait=True)
+            yield
         finally:
-            source.close()
+            self._source.close()
             for shard in self.shards.values():
                 shard.letters.close()
-        whole = self._snapshot.publish(self._clock(), self._notice, wait_s=_LEAVE_WITHIN_S)
-        return _report(whole or self._make(), resumed_from, time.monotonic() - started)
 
     # --- what the group says ----------------------------------------------------------------------------------------
 
@@ -178,36 +193,42 @@ class GroupWorker:
 
     # --- the loop ---------------------------------------------------------------------------------------------------
 
-    def _consume(self, source: Source) -> None:
-        looked = time.monotonic()
-        while not self._enough():
-            try:
-                records = source.poll(_POLL_S)
-            except OffsetLost as error:
-                self._lost_offsets(source, error)
-                continue
-            except BrokerUnavailable:
-                self._checkpoint(source, list(self.shards.values()))
-                raise
-            # what a poll returns is older than what it told: partitions that it took away are left out below
-            if records:
-                self._apply(source, records)
-                self._last_record = self._answered = looked = time.monotonic()
-                ends, offsets = source.ends(), self._offsets()
-                self._meter.polled({p: max(0, ends[p] - offset) for p, offset in offsets.items() if p in ends})
-            elif self._idle() or time.monotonic() - looked > _LOOK_AGAIN_S:
-                self._look_again(source)
-                if self._idle():
-                    return
-                looked = time.monotonic()
-            if self._waiting:
-                self._take_over(source)
-            if time.monotonic() - self._described_at > _TEXTS_S:
-                self._describe()
-            if self._due():
-                self._checkpoint(source, [shard for shard in self.shards.values() if self._ready(shard)])
+    def step(self) -> bool:
+        """Poll once and do what is to be done; return whether to go on."""
+        if self._enough():
+            return False
+        try:
+            records = self._source.poll(_POLL_S)
+        except OffsetLost as error:
+            self._lost_offsets(error)
+            return True
+        except BrokerUnavailable:
+            self.checkpoint()
+            raise
+        # records come before partitions are taken over: what is polled of one that came back is from before it left
+        if records:
+            self._apply(records)
+            self._last_record = self._answered = self._looked = time.monotonic()
+            ends, offsets = self._source.ends(), self._offsets()
+            self._meter.polled({p: max(0, ends[p] - offset) for p, offset in offsets.items() if p in ends})
+        elif self._idle() or time.monotonic() - self._looked > _LOOK_AGAIN_S:
+            self._look_again()
+            if self._idle():
+                return False
+            self._looked = time.monotonic()
+        if self._waiting:
+            self._take_over()
+        if time.monotonic() - self._described_at > _TEXTS_S:
+            self._describe()
+        if self._due():
+            self._checkpoint([shard for shard in self.shards.values() if self._ready(shard)])
+        return True
 
-    def _apply(self, source: Source, records: Sequence[Record]) -> None:
+    def checkpoint(self) -> None:
+        """Store all partitions, and take up what others stored."""
+        self._checkpoint(list(self.shards.values()))
+
+    def _apply(self, records: Sequence[Record]) -> None:
         for record in records:
             shard = self.shards.get(record.partition)
             if shard is None:
@@ -216,7 +237,7 @@ class GroupWorker:
                 return
             self._apply_one(shard, record)
             if self._due():
-                self._checkpoint(source, [each for each in self.shards.values() if self._ready(each)])
+                self._checkpoint([each for each in self.shards.values() if self._ready(each)])
         self._meter.alarms(sum(shard.state.progressive.drift_alarms for shard in self.shards.values()))
         self._progress("learning", self._events(), self.settings.until_events or 0)
 
@@ -236,6 +257,11 @@ class GroupWorker:
         until = self.settings.until_events
         return (until is not None and self._events() >= until) or self._stopping()
 
+    def _stored_events(self) -> int:
+        """Return how many records were applied before."""
+        self.shared.refresh(self._store, (), self._notice)
+        return sum(self.shared.events.values())
+
     def _events(self) -> int:
         """Return how many records were applied in all, as far as this worker knows."""
         own = {partition: shard.state.events for partition, shard in self.shards.items()}
@@ -252,7 +278,7 @@ class GroupWorker:
 
     # --- taking over ------------------------------------------------------------------------------------------------
 
-    def _take_over(self, source: Source) -> None:
+    def _take_over(self) -> None:
         """Claim and restore the partitions that were assigned, take up what all learned, and begin to read."""
         settings, numbers = self.settings, sorted(self._waiting)
         if max(numbers) >= self._partitions:
@@ -273,9 +299,9 @@ class GroupWorker:
         self._waiting -= set(numbers)
         self._share(taken)
         offsets = self._offsets()
-        begins = source.bounds([number for number in numbers if number not in offsets])
+        begins = self._source.bounds([number for number in numbers if number not in offsets])
         for number in numbers:
-            source.seek(number, offsets[number] if number in offsets else begins[number][0])
+            self._source.seek(number, offsets[number] if number in offsets else begins[number][0])
         self._meter.assigned(len(self.shards))
         self._last_record = time.monotonic()
 
@@ -296,42 +322,42 @@ class GroupWorker:
             shard.changed = True
         state.topic_ids[topic] = self._identity
 
-    def _look_again(self, source: Source) -> None:
+    def _look_again(self) -> None:
         """Look up a silent topic: the broker may be gone, or the topic be another."""
         try:
-            info = source.topic()
+            info = self._source.topic()
         except BrokerUnavailable as error:
-            self._checkpoint(source, list(self.shards.values()))
+            self.checkpoint()
             if self._idle() or time.monotonic() - self._answered > self.settings.broker_wait_s:
                 raise
             self._notice(f"{error.found}; waiting for it, up to {self.settings.broker_wait_s:g} s")
             return
         self._answered = time.monotonic()
         if info is not None and info.identity != self._identity:
-            self._another(source, info)
+            self._another(info)
 
-    def _another(self, source: Source, info: TopicInfo) -> None:
+    def _another(self, info: TopicInfo) -> None:
         """Go over to a topic that took the place of the one that was read, or refuse to."""
         self._identity = info.identity
         for shard in self.shards.values():
             self._identify(shard)
-        begins = source.bounds(list(self.shards))
+        begins = self._source.bounds(list(self.shards))
         for number in self.shards:
-            source.seek(number, begins[number][0])
+            self._source.seek(number, begins[number][0])
         self._last_record = time.monotonic()
 
-    def _lost_offsets(self, source: Source, error: OffsetLost) -> None:
+    def _lost_offsets(self, error: OffsetLost) -> None:
         """Act by the policy when the broker no longer has the next record."""
-        self._checkpoint(source, list(self.shards.values()))
-        info = source.topic()
+        self.checkpoint()
+        info = self._source.topic()
         if info is not None and info.identity != self._identity:
-            self._another(source, info)
+            self._another(info)
             return
         ids = self.settings.dedup_window // self._partitions
-        targets, told = resumed(self.settings, error, source.bounds(error.positions), ids)
+        targets, told = resumed(self.settings, error, self._source.bounds(error.positions), ids)
         self._notice(told)
         for number, target in targets.items():
-            source.seek(number, target)
+            self._source.seek(number, target)
             if number in self.shards:
                 self.shards[number].state.offsets.setdefault(self.settings.topic, {})[number] = target
                 self.shards[number].changed = True
@@ -348,11 +374,11 @@ class GroupWorker:
         full = fresh >= self.settings.checkpoint_events
         return full or time.monotonic() - self._stored_at >= self.settings.checkpoint_seconds
 
-    def _checkpoint(self, source: Source, shards: Sequence[Shard]) -> None:
+    def _checkpoint(self, shards: Sequence[Shard]) -> None:
         """Store partitions, and take up what others stored; the numbers are those of the module's text."""
         began = time.monotonic()
         changed = [shard for shard in shards if shard.changed]
-        if changed and not self._same_topic(source):
+        if changed and not self._same_topic():
             return
         size = self._store_all(changed)  # 1 and 2
         self._stored_at = time.monotonic()
@@ -364,23 +390,26 @@ class GroupWorker:
             spent = time.monotonic() - self._stored_at
             self._share_after = time.monotonic() + spent * (1 / _SHARE_AT_MOST - 1)
         if changed:
-            source.commit(self._offsets())  # 4
+            self._source.commit(self._offsets())  # 4
             self._meter.checkpointed(time.monotonic() - began, size)
 
     def _store_all(self, shards: Iterable[Shard]) -> int:
         """Do steps 1 and 2 for partitions; one that somebody else owns is dropped. Return the bytes."""
-        size, within = 0, _LEAVE_WITHIN_S if self._stopping() else FLUSH_WITHIN_S
-        for shard in shards:
-            written = shard.store(self.shared, self._clock(), within)
-            if written is None:
+        chosen, within = list(shards), _LEAVE_WITHIN_S if self._stopping() else FLUSH_WITHIN_S
+        for shard in chosen:
+            shard.prepare(self.shared, within)
+        with ThreadPoolExecutor(_WRITERS) as pool:  # the disk makes them wait, not the processor
+            written = list(pool.map(partial(Shard.write, now=self._clock()), chosen))
+        for shard, stored in zip(chosen, written, strict=True):
+            if stored is None:
                 self._dropped([shard.partition])
                 shard.letters.close()
                 self._notice(f"partition {shard.partition} has a newer owner: nothing of it is stored here")
                 continue
-            size += written[1]
-            counts = {"partition": shard.partition, "events": shard.state.events, "bytes": written[1]}
-            _LOG.info("checkpoint", extra={"data": {"checkpoint": written[0].sequence, **counts}})
-        return size
+            shard.written(self.shared, stored[0])
+            counts = {"partition": shard.partition, "events": shard.state.events, "bytes": stored[1]}
+            _LOG.info("checkpoint", extra={"data": {"checkpoint": stored[0].sequence, **counts}})
+        return sum(stored[1] for stored in written if stored is not None)
 
     def _share(self, shards: Iterable[Shard]) -> None:
         """Bring partitions to the sum of what all learned about items."""
@@ -406,10 +435,10 @@ class GroupWorker:
             shard.describe(self.shared, texts)
         self._share(list(self.shards.values()))
 
-    def _same_topic(self, source: Source) -> bool:
+    def _same_topic(self) -> bool:
         """Tell whether the topic is still the one that was read; offsets of another must not be stored."""
         try:
-            info = source.topic()
+            info = self._source.topic()
         except BrokerUnavailable as error:
             waiting = sum(len(shard.letters) for shard in self.shards.values())
             if waiting:
@@ -421,7 +450,7 @@ class GroupWorker:
             return True
         if info is None or info.identity == self._identity:
             return True
-        self._another(source, info)
+        self._another(info)
         return False
 
 

@@ -103,29 +103,33 @@ class Shard:
             covered[f"{name}.covered"] = _moved(covered[f"{name}.covered"], rows, learner.item_ids)
         self.state.progressive.load_state(covered)
 
-    def store(self, shared: SharedItems, now: int, within_s: float) -> tuple[Mark, int] | None:
-        """Send the dead letters, then write a checkpoint (steps 1 and 2 of `stream.consumer`); put it into `shared`.
+    def prepare(self, shared: SharedItems, within_s: float) -> None:
+        """Send the dead letters (step 1 of `stream.consumer`), and bring `own` up to date for `write`.
+
+        Raises
+        ------
+        StreamError
+            When a letter is not delivered: nothing may be written then.
+        """
+        if self.claim.holds:  # or whoever holds it sends them
+            self.letters.flush(within_s)
+        self.refresh_own(shared)
+
+    def write(self, now: int) -> tuple[Mark, int] | None:
+        """Write a checkpoint (step 2); nothing here is changed, so several partitions may be written at once.
 
         Returns
         -------
         tuple[Mark, int] | None
             Which one, and its bytes; None when somebody else owns the partition: then nothing of it counts.
-
-        Raises
-        ------
-        StreamError
-            When a letter is not delivered; nothing is written.
         """
-        if not self.claim.holds:
-            return None
-        self.letters.flush(within_s)
-        self.refresh_own(shared)
-        written = self.claim.write(self.arrays(), self.details(), now)
-        if written is not None:
-            shared.put(self.partition, written[0], self.own, self.state.events)
-            self.changed, self.stored_events = False, self.state.events
-            self.breaker.begin()
-        return written
+        return self.claim.write(self.arrays(), self.details(), now)
+
+    def written(self, shared: SharedItems, mark: Mark) -> None:
+        """Take note of a checkpoint that was written, and put it into `shared`."""
+        shared.put(self.partition, mark, self.own, self.state.events)
+        self.changed, self.stored_events = False, self.state.events
+        self.breaker.begin()
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Return the arrays of a checkpoint: the state's, but for each learner its own."""

@@ -205,7 +205,8 @@ class MemoryMember(MemorySource):
 
     def kill(self) -> None:
         """Forget the member, as after a SIGKILL and the session's timeout."""
-        self._others.remove(self)
+        if self in self._others:
+            self._others.remove(self)
         self.owned, self._at = set(), {}
 
     def poll(self, timeout_s: float) -> Sequence[Record]:
