@@ -1,7 +1,8 @@
-"""Contenders side by side on one stream, every rank kept: what `anabranch evaluate stream` is made of.
+"""Contenders on one stream, every rank kept: what `anabranch evaluate stream` is made of.
 
 The contest keeps the candidates, the order of their rows and what each user has seen; a contender only scores and
-learns. So all are asked exactly the same question, whatever they are made of.
+learns. So all are asked exactly the same question, whatever they are made of; each goes through the stream alone, and
+is timed so.
 """
 
 import statistics
