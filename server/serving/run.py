@@ -18,6 +18,8 @@ from threadpoolctl import threadpool_limits
 from common.errors import InvalidSetting, PortInUse, ServiceError
 
 BACKLOG = 2_048
+ACCEPTED_AT_ONCE = 1
+"""A process takes one connection at a time off a socket that several share: the others have their chance."""
 GRACE_SECONDS = 5
 """How long requests under way may take to finish after a stop."""
 
@@ -101,6 +103,8 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        for each in sockets or ():
+            each.listen(BACKLOG)  # the loop has set it to ACCEPTED_AT_ONCE
         if self.on_start is not None:
             self.on_start()
 
@@ -131,7 +135,8 @@ def _server(app: FastAPI) -> _Server:
         server_header=False,
         timeout_graceful_shutdown=GRACE_SECONDS,
         loop="asyncio",
-        http="h11",
+        backlog=ACCEPTED_AT_ONCE,
+        http="httptools",
         ws="none",
     )
     return _Server(config)

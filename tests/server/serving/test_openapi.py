@@ -140,7 +140,7 @@ def test_figures_tell_what_was_asked(fuzzed: str) -> None:
     httpx.get(f"{fuzzed}/v1/users/u0/recommendations")
     httpx.get(f"{fuzzed}/v1/users/u0-who-is-secret/recommendations")
     httpx.get(f"{fuzzed}/nowhere/secret")
-    httpx.request("BREW", f"{fuzzed}/v1/model")
+    httpx.request("PROPFIND", f"{fuzzed}/v1/model")
     answer = httpx.get(f"{fuzzed}/metrics")
     assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
     values = {
