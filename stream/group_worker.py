@@ -17,7 +17,7 @@ owns it by then reads the same records from the same checkpoint.
 
 import logging
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -34,6 +34,7 @@ from stream.learner.blend import Blend
 from stream.meter import Meter, Unwatched
 from stream.partitions import PartitionStore
 from stream.policies import another_topic, resumed
+from stream.progressive import Row
 from stream.settings import LearnReport, WorkerSettings
 from stream.shard import Shard, other_partitions
 from stream.shared_items import SharedItems
@@ -127,10 +128,12 @@ class GroupWorker:
             resumed_from = self._stored_events()
             while self.step():
                 pass
-            self.checkpoint()
+            if not self.checkpoint():
+                self.checkpoint()
             self._source.commit(self._offsets(), wait=True)
+            tested = [shard.state.progressive.rows() for shard in self.shards.values()]
         whole = self._snapshot.publish(self._clock(), self._notice, wait_s=_LEAVE_WITHIN_S)
-        return _report(whole or self._make(), resumed_from, time.monotonic() - started)
+        return _report(whole or self._make(), tested, resumed_from, time.monotonic() - started)
 
     @contextmanager
     def joined(self) -> Iterator[None]:
@@ -224,9 +227,9 @@ class GroupWorker:
             self._checkpoint([shard for shard in self.shards.values() if self._ready(shard)])
         return True
 
-    def checkpoint(self) -> None:
-        """Store all partitions, and take up what others stored."""
-        self._checkpoint(list(self.shards.values()))
+    def checkpoint(self) -> bool:
+        """Store all partitions, and take up what others stored; return False when the topic is another now."""
+        return self._checkpoint(list(self.shards.values()))
 
     def _apply(self, records: Sequence[Record]) -> None:
         for record in records:
@@ -236,8 +239,8 @@ class GroupWorker:
             if self._enough():
                 return
             self._apply_one(shard, record)
-            if self._due():
-                self._checkpoint([each for each in self.shards.values() if self._ready(each)])
+            if self._due() and not self._checkpoint([each for each in self.shards.values() if self._ready(each)]):
+                return  # the rest of the batch is of a topic that is no more
         self._meter.alarms(sum(shard.state.progressive.drift_alarms for shard in self.shards.values()))
         self._progress("learning", self._events(), self.settings.until_events or 0)
 
@@ -374,12 +377,15 @@ class GroupWorker:
         full = fresh >= self.settings.checkpoint_events
         return full or time.monotonic() - self._stored_at >= self.settings.checkpoint_seconds
 
-    def _checkpoint(self, shards: Sequence[Shard]) -> None:
-        """Store partitions, and take up what others stored; the numbers are those of the module's text."""
+    def _checkpoint(self, shards: Sequence[Shard]) -> bool:
+        """Store partitions, and take up what others stored; the numbers are those of the module's text.
+
+        Return False when the topic is another now: nothing is stored then.
+        """
         began = time.monotonic()
         changed = [shard for shard in shards if shard.changed]
         if changed and not self._same_topic():
-            return
+            return False
         size = self._store_all(changed)  # 1 and 2
         self._stored_at = time.monotonic()
         fresh = self.shared.refresh(self._store, self.shards, self._notice) or bool(changed)
@@ -392,6 +398,7 @@ class GroupWorker:
         if changed:
             self._source.commit(self._offsets())  # 4
             self._meter.checkpointed(time.monotonic() - began, size)
+        return True
 
     def _store_all(self, shards: Iterable[Shard]) -> int:
         """Do steps 1 and 2 for partitions; one that somebody else owns is dropped. Return the bytes."""
@@ -454,8 +461,12 @@ class GroupWorker:
         return False
 
 
-def _report(whole: StreamState, resumed_from: int, seconds: float) -> LearnReport:
-    """Return what the store holds of all partitions."""
+def _report(whole: StreamState, tested: Sequence[Mapping[str, Row]], resumed_from: int, seconds: float) -> LearnReport:
+    """Return what the store holds of all partitions; times are those of this worker's, for nobody keeps the others'."""
+    metrics = {name: row.as_json() for name, row in whole.progressive.rows().items()}
+    for name, row in metrics.items():
+        times = [rows[name].us_per_event for rows in tested if rows[name].us_per_event > 0]
+        row["us_per_event"] = sum(times) / len(times) if times else 0.0
     return LearnReport(
         events=whole.events,
         learned=whole.learned,
@@ -464,7 +475,7 @@ def _report(whole: StreamState, resumed_from: int, seconds: float) -> LearnRepor
         drift_alarms=whole.progressive.drift_alarms,
         offsets=whole.json_offsets,
         state_sha256=whole.learner.state_sha256(),
-        metrics={name: row.as_json() for name, row in whole.progressive.rows().items()},
+        metrics=metrics,
         resumed_from=resumed_from,
         seconds=seconds,
     )

@@ -4,13 +4,13 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from anabranch.commands import stream_letters, stream_produce
+from anabranch.commands import stream_letters, stream_produce, stream_status
 from anabranch.commands.stream_options import (
     SERVERS,
     TOPIC,
@@ -23,6 +23,7 @@ from anabranch.commands.stream_options import (
     quieten_kafka,
     stop_on_signals,
 )
+from anabranch.commands.stream_status import STORE, StoreOption
 from anabranch.output import Output
 
 if TYPE_CHECKING:
@@ -32,8 +33,8 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, help="The click pipeline: send events, learn from them, see how far it is.")
 app.command("produce")(stream_produce.produce)
 app.command("replay-dead-letters")(stream_letters.replay_dead_letters)
+app.command("status")(stream_status.status)
 
-StoreOption = Annotated[Path, typer.Option(help="Folder of models and checkpoints.")]
 LearnerKind = Literal["mf", "blend", "pointwise"]
 LearnerOption = Annotated[
     LearnerKind,
@@ -87,7 +88,6 @@ GroupOption = Annotated[str, typer.Option(help="Kafka consumer group: of the wor
 MetricsOption = Annotated[
     int | None, typer.Option("--metrics-port", min=0, max=65_535, help="Answer Prometheus at this port of loopback.")
 ]
-STORE = Path("anabranch-store")
 LONE_EVENTS, SHARED_EVENTS = 5000, 1000
 """Events between two checkpoints. Workers hear of each other at these, so several of them make more."""
 
@@ -262,47 +262,6 @@ def _draw_report(console: Console, report: "LearnReport", store: Path) -> None:
             )
     if table.row_count:
         console.print(table)
-
-
-@app.command()
-def status(*, store: StoreOption = STORE, as_json: JsonFlag = False) -> None:
-    """Show the last checkpoint: events, offsets, age.
-
-    \b
-    Example:
-      anabranch stream status --store anabranch-store
-    """
-    from common.clock import wall_clock
-    from common.errors import NoModel
-    from stream.checkpoint import CheckpointStore
-    from stream.snapshot import current_snapshot
-
-    out = Output(as_json=as_json)
-    checkpoint = CheckpointStore(store).newest(out.note)
-    if checkpoint is None:
-        raise NoModel(f"no checkpoint in {store}", mend="learn something first: anabranch stream learn")
-    age = max(0, wall_clock() - checkpoint.created_at) / 1000
-    counts = {
-        name: checkpoint.details[name]
-        for name in ("events", "learned", "duplicates_skipped", "dead_letters", "drift_alarms", "offsets", "topic_ids")
-    }
-    payload: dict[str, Any] = {
-        "store": str(store),
-        "checkpoint": checkpoint.sequence,
-        "snapshot": current_snapshot(store),
-        "age_seconds": age,
-        "bytes": checkpoint.size,
-        **counts,
-    }
-
-    def draw(console: Console) -> None:
-        console.print(f"checkpoint {checkpoint.sequence}, {age:.0f} s old, {checkpoint.size / 1e6:.1f} MB")
-        console.print(f"{counts['events']} events: {counts['learned']} learned, {counts['dead_letters']} dead letters")
-        for name, parts in counts["offsets"].items():
-            for part, offset in parts.items():
-                console.print(f"{name} partition {part}: next offset {offset}")
-
-    out.result(payload, draw)
 
 
 def broker(

@@ -14,7 +14,15 @@ import typer
 from typer.testing import CliRunner
 
 from anabranch.commands import stream
-from common.errors import CheckpointMismatch, DataError, InvalidSetting, MalformedEvent, NoModel, PortInUse
+from common.errors import (
+    CheckpointMismatch,
+    DataError,
+    InvalidSetting,
+    MalformedEvent,
+    NoModel,
+    PortInUse,
+    StoreMismatch,
+)
 from common.events import Interaction, encode_event
 from common.snapshots import read_snapshot
 from stream.broker import EmbeddedBroker, speaks_kafka
@@ -240,3 +248,31 @@ def test_the_broker_runs_until_it_is_stopped() -> None:
         process.communicate(timeout=30)
     assert process.returncode == 0
     assert not speaks_kafka("127.0.0.1", port)
+
+
+def test_workers_that_share_a_topic(servers: str, tmp_path: Path) -> None:
+    where, store = ["--bootstrap-servers", servers], ["--store", str(tmp_path / "store")]
+    run("stream", "produce", "--data", DATA, *where, "--partitions", "3")
+    ours = ["--learner", "mf", "--factors", "8"]
+    first = run_json("stream", "learn", *where, *store, *ours, "--scale-out", "--until-events", "300")
+    assert (first["events"], first["resumed_from"]) == (300, 0)
+    learned = run_json("stream", "learn", *where, *store, *ours, "--scale-out", "--until-events", "600")
+    assert (learned["events"], learned["resumed_from"]) == (600, 300)
+    assert learned.keys() >= LEARN_KEYS
+    assert learned["metrics"]["ours"]["us_per_event"] > 0
+    status = run_json("stream", "status", *store)
+    assert (status["events"], status["offsets"]) == (600, learned["offsets"])
+    assert status["claims"].keys() == {"0", "1", "2"}
+    assert 2 in status["claims"].values()  # one that the first run had read to its end is not stored again
+    assert read_snapshot(tmp_path / "store" / SNAPSHOTS / status["snapshot"]).events == learned["learned"]
+    shown = run("stream", "status", *store)
+    assert "3 partitions, shared" in shown
+    assert "owner number 2" in shown
+    with pytest.raises(StoreMismatch, match="add --scale-out"):
+        run("stream", "learn", *where, *store, *ours)
+
+
+def test_what_cannot_be_shared_is_refused(tmp_path: Path) -> None:
+    for options in (["--learner", "pointwise"], ["--ttl-days", "3"], ["--admit-at", "2"]):
+        with pytest.raises(InvalidSetting, match="can be shared"):
+            run("stream", "learn", "--store", str(tmp_path), "--scale-out", *options)
