@@ -31,6 +31,8 @@ ROLL_NAME = "nodes.json"
 POLL_S = 0.2
 """Pause between two looks for replies where each look is a request to a SuperLink."""
 NODES_WAIT_S = 300.0
+AHEAD = 256
+"""Messages under way at once in process: enough to choose the longest from, and a bound on the replies held back."""
 
 Conduct = Callable[[Fleet, Context], None]
 
@@ -63,14 +65,16 @@ class InProcess:
     def conduct(self, conduct: Conduct, run_folder: Path) -> None:
         """Run the ServerApp here, as Flower's runtime would."""
         context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={})
-        make_app(conduct)(self._grid, context)
+        make_app(conduct, lambda grid: GridFleet(grid, ahead=AHEAD))(self._grid, context)
 
 
 @contextmanager
 def in_process(configs: Sequence[Mapping[str, str]], workers: int) -> Iterator[InProcess]:
     """Start worker processes for nodes with these configurations, and end them afterwards."""
+    # how much a node has to read and train says how long it takes, well enough to begin with the longest
+    costs = [float(Path(config["interactions"]).stat().st_size) for config in configs]
     # one thread each, however many workers: sums then come out the same
-    with InProcessGrid(CLIENT_APP, configs, workers=workers, threads=1) as grid:
+    with InProcessGrid(CLIENT_APP, configs, workers=workers, threads=1, costs=costs) as grid:
         yield InProcess(grid)
 
 

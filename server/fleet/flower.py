@@ -1,8 +1,8 @@
 """Any Flower Grid as a fleet: requests and replies as Flower Messages."""
 
 import time
-from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from zipfile import BadZipFile
 
 import numpy as np
@@ -32,10 +32,14 @@ class GridFleet:
         The nodes by number; None where Flower's own ids are the numbers, as in process.
     poll_s
         Pause between two looks for replies.
+    ahead
+        Messages under way at once, which bounds what is in memory; None sends all, for nodes that work side by side.
     """
 
-    def __init__(self, grid: Grid, roll: Roll | None = None, *, poll_s: float = POLL_S) -> None:
-        self._grid, self._roll, self._poll_s = grid, roll, poll_s
+    def __init__(
+        self, grid: Grid, roll: Roll | None = None, *, poll_s: float = POLL_S, ahead: int | None = None
+    ) -> None:
+        self._grid, self._roll, self._poll_s, self._ahead = grid, roll, poll_s, ahead
 
     def nodes(self) -> tuple[int, ...]:
         """Return the numbers of the nodes, sorted."""
@@ -51,13 +55,19 @@ class GridFleet:
     ) -> Iterator[Reply]:
         """Send one train message a node and yield the replies in the order of the node ids."""
         arrays = _record(adapter)
-        contents = {
-            node: RecordDict({"adapter": arrays, "request": ConfigRecord(request.flat())})  # type: ignore[arg-type]  # a union flwr widens
-            for node, request in sorted(requests.items())
-        }
-        groups = {node: str(request.round) for node, request in requests.items()}
-        arriving = self._exchange(contents, MessageType.TRAIN, groups, timeout_s, answered)
-        yield from in_order(sorted(requests), (_reply(node, message) for node, message in arriving))
+        asked: dict[TrainRequest, ConfigRecord] = {}
+
+        def content_of(node: int) -> RecordDict:
+            # most nodes are asked the same, and a record is dear to make
+            request = requests[node]
+            if request not in asked:
+                asked[request] = ConfigRecord(request.flat())  # type: ignore[arg-type]  # a union flwr widens
+            return RecordDict({"adapter": arrays, "request": asked[request]})
+
+        nodes = sorted(requests)
+        group = str(requests[nodes[0]].round) if nodes else ""
+        arriving = self._exchange(nodes, content_of, MessageType.TRAIN, group, timeout_s, answered)
+        yield from in_order(nodes, (_reply(node, message) for node, message in arriving))
 
     def ask(
         self,
@@ -70,49 +80,55 @@ class GridFleet:
     ) -> Iterator[RawReply]:
         """Send one query message a node and yield the replies in the order of the node ids."""
         arrays = {} if adapter is None else {"adapter": _record(adapter)}
-        contents = {
-            node: RecordDict({"question": ConfigRecord({"body": body, "node": node}), **arrays})
-            for node, body in sorted(questions.items())
-        }
-        action = f"{MessageType.QUERY}.{STAGE_ACTION}"
-        arriving = self._exchange(contents, action, dict.fromkeys(questions, group), timeout_s, answered)
-        yield from in_order(sorted(questions), (_raw_reply(node, message) for node, message in arriving))
+
+        def content_of(node: int) -> RecordDict:
+            return RecordDict({"question": ConfigRecord({"body": questions[node], "node": node}), **arrays})
+
+        nodes, action = sorted(questions), f"{MessageType.QUERY}.{STAGE_ACTION}"
+        arriving = self._exchange(nodes, content_of, action, group, timeout_s, answered)
+        yield from in_order(nodes, (_raw_reply(node, message) for node, message in arriving))
 
     def _exchange(
         self,
-        contents: Mapping[int, RecordDict],
+        nodes: Sequence[int],
+        content_of: Callable[[int], RecordDict],
         message_type: str,
-        groups: Mapping[int, str],
+        group: str,
         timeout_s: float,
         answered: Answered,
     ) -> Iterator[tuple[int, Message | Failure]]:
         """Yield each node's reply as it arrives, and at the end a failure for each that is silent."""
-        addresses = self._addresses(contents)
-        sent = [node for node in contents if node in addresses]
-        messages = [
-            Message(
-                contents[node],
-                dst_node_id=addresses[node],
-                message_type=message_type,
-                group_id=groups[node],
-                ttl=timeout_s + 60.0,
-            )
-            for node in sent
-        ]
-        waiting = dict(zip(self._grid.push_messages(messages), sent, strict=True))
+        addresses = self._addresses(nodes)
+        unsent = deque(node for node in nodes if node in addresses)
+        ahead, replies = self._ahead or len(unsent), 0
+        waiting: dict[str, int] = {}
         deadline = time.monotonic() + timeout_s
-        while waiting and time.monotonic() < deadline:
+        while (unsent or waiting) and time.monotonic() < deadline:
+            if unsent and len(waiting) <= ahead // 2:
+                sent = [unsent.popleft() for _ in range(min(len(unsent), ahead - len(waiting)))]
+                messages = [
+                    Message(
+                        content_of(node),
+                        dst_node_id=addresses[node],
+                        message_type=message_type,
+                        group_id=group,
+                        ttl=deadline - time.monotonic() + 60.0,
+                    )
+                    for node in sent
+                ]
+                waiting |= zip(self._grid.push_messages(messages), sent, strict=True)
             arrived = list(self._grid.pull_messages(list(waiting)))
             for message in arrived:
                 node = waiting.pop(message.metadata.reply_to_message_id, None)
                 if node is not None:
-                    answered(len(sent) - len(waiting))
+                    replies += 1
+                    answered(replies)
                     yield node, _without_error(node, message)
             if not arrived:
                 time.sleep(self._poll_s)
-        for node in sorted(waiting.values()):
+        for node in sorted([*waiting.values(), *unsent]):
             yield node, Failure(node, f"no reply within {timeout_s:.0f} s")
-        for node in sorted(contents.keys() - addresses.keys()):
+        for node in sorted(set(nodes) - addresses.keys()):
             yield node, Failure(node, "not connected")
 
     def _addresses(self, nodes: Iterable[int]) -> dict[int, int]:

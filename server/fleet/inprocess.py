@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from types import TracebackType
 
-from flwr.app import Error, Message, RecordDict
-from flwr.common.serde import message_from_proto, message_to_proto
+from flwr.app import ArrayRecord, Error, Message, RecordDict
+from flwr.common.serde import message_from_proto, recorddict_to_proto
+from flwr.common.serde_utils import metadata_to_proto
 from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
@@ -34,17 +35,15 @@ WAIT_S = 0.25
 
 @dataclass(slots=True)
 class _Job:
-    """A message on its way."""
+    """A message on its way; what it holds is written out when a worker is free, so thousands may wait."""
 
-    message_id: str
-    raw: bytes
-    proto: ProtoMessage
+    message: Message
     retried: bool = False
 
     @property
     def expires_at(self) -> float:
         """Seconds since the epoch after which Flower takes no reply."""
-        return float(self.proto.metadata.created_at + self.proto.metadata.ttl)
+        return self.message.metadata.created_at + self.message.metadata.ttl
 
 
 @dataclass(slots=True)
@@ -54,6 +53,21 @@ class _Worker:
     process: subprocess.Popen[bytes]
     link: Connection
     job: _Job | None = field(default=None)
+    arrays: "_Arrays | None" = None
+    """The array records that it holds."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Arrays:
+    """The array records of a message, written out once for all messages that hold the same ones."""
+
+    records: Mapping[str, ArrayRecord]
+    raw: bytes
+
+    def are_of(self, message: Message) -> bool:
+        """Tell whether a message holds these very records."""
+        others = dict(message.content.array_records)
+        return others.keys() == self.records.keys() and all(others[name] is self.records[name] for name in others)
 
 
 class InProcessGrid(Grid):
@@ -69,17 +83,28 @@ class InProcessGrid(Grid):
         Processes; at most one message each at a time.
     threads
         Threads a worker may compute with.
+    costs
+        How long each node's work takes, in any unit: of the messages pushed together the dearest go first, so that no
+        worker is left with a long one at the end. None: in the order of the nodes.
     """
 
     def __init__(
-        self, client_app: str, node_configs: Sequence[Mapping[str, str]], *, workers: int, threads: int = 1
+        self,
+        client_app: str,
+        node_configs: Sequence[Mapping[str, str]],
+        *,
+        workers: int,
+        threads: int = 1,
+        costs: Sequence[float] | None = None,
     ) -> None:
         self._client_app = client_app
         self._configs = {FIRST_NODE + i: dict(config) for i, config in enumerate(node_configs)}
+        self._costs = dict(zip(self._configs, costs, strict=True)) if costs is not None else {}
         self._threads = threads
         self._queue: deque[_Job] = deque()
         self._done: dict[str, Message] = {}
         self._count = 0
+        self._arrays = _Arrays({}, b"")
         # Flower's Message reads the identity of its process; under Flower's own runtimes they set it
         TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = RUN_ID, 1, SERVER_NODE
         self._workers = [self._start() for _ in range(min(workers, len(self._configs)))]
@@ -123,17 +148,16 @@ class InProcessGrid(Grid):
         return list(self._configs)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Queue messages and return their ids."""
-        ids = []
+        """Queue messages, the dearest first, and return their ids."""
+        jobs = []
         for message in messages:
             self._count += 1
-            proto = message_to_proto(message)
-            proto.metadata.message_id = f"m{self._count}"
-            raw = encode_task(Task(proto.SerializeToString(), self._configs[message.metadata.dst_node_id]))
-            self._queue.append(_Job(proto.metadata.message_id, raw, proto))
-            ids.append(proto.metadata.message_id)
+            message.metadata.__dict__["_message_id"] = f"m{self._count}"  # as Flower's own grids do
+            jobs.append(_Job(message))
+        # the sort is stable: equals stay in the order in which they came
+        self._queue += sorted(jobs, key=lambda job: -self._costs.get(job.message.metadata.dst_node_id, 0.0))
         self._dispatch()
-        return ids
+        return [job.message.metadata.message_id for job in jobs]
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Return the replies that are there, waiting a little when there is none."""
@@ -181,9 +205,23 @@ class InProcessGrid(Grid):
             if worker.job is None and self._queue:
                 worker.job = self._queue.popleft()
                 try:
-                    worker.link.send_bytes(worker.job.raw)
+                    worker.link.send_bytes(self._written(worker, worker.job.message))
                 except (BrokenPipeError, ConnectionResetError):
                     self._replace(worker)
+
+    def _written(self, worker: _Worker, message: Message) -> bytes:
+        """Return a task for a worker, with the arrays unless it holds them."""
+        if not self._arrays.are_of(message):
+            records = dict(message.content.array_records)
+            self._arrays = _Arrays(records, recorddict_to_proto(RecordDict({**records})).SerializeToString())
+        known = worker.arrays is self._arrays
+        worker.arrays = self._arrays
+        small = {name: record for name, record in message.content.items() if name not in self._arrays.records}
+        proto = ProtoMessage(
+            metadata=metadata_to_proto(message.metadata), content=recorddict_to_proto(RecordDict(small))
+        )
+        config = self._configs[message.metadata.dst_node_id]
+        return encode_task(Task(proto.SerializeToString(), config, None if known else self._arrays.raw))
 
     def _collect(self, timeout_s: float) -> None:
         self._give_up()
@@ -205,7 +243,7 @@ class InProcessGrid(Grid):
         now = time.time()
         while self._queue and self._queue[0].expires_at < now:
             job = self._queue.popleft()
-            self._done[job.message_id] = _error_reply(job, "expired before a worker was free")
+            self._done[job.message.metadata.message_id] = _error_reply(job, "expired before a worker was free")
         for worker in self._workers:
             if worker.job is not None and worker.job.expires_at < now:
                 worker.job.retried = True
@@ -213,7 +251,7 @@ class InProcessGrid(Grid):
 
     def _finish(self, worker: _Worker, proto: ProtoMessage) -> None:
         assert worker.job is not None  # noqa: S101  only busy workers are read
-        self._done[worker.job.message_id] = message_from_proto(proto)
+        self._done[worker.job.message.metadata.message_id] = message_from_proto(proto)
         worker.job = None
 
     def _replace(self, worker: _Worker) -> None:
@@ -224,7 +262,8 @@ class InProcessGrid(Grid):
         if job is None:
             return
         if job.retried:
-            self._done[job.message_id] = _error_reply(job, f"the worker process died twice (status {status})")
+            reason = f"the worker process died twice (status {status})"
+            self._done[job.message.metadata.message_id] = _error_reply(job, reason)
             return
         job.retried = True
         self._queue.appendleft(job)
@@ -240,4 +279,4 @@ def _end(process: subprocess.Popen[bytes]) -> int:
 
 
 def _error_reply(job: _Job, reason: str) -> Message:
-    return Message(Error(1, reason), reply_to=message_from_proto(job.proto))
+    return Message(Error(1, reason), reply_to=job.message)

@@ -11,13 +11,17 @@ class Task(msgspec.Struct, frozen=True):
     Parameters
     ----------
     message
-        A Flower Message in protocol buffers.
+        A Flower Message in protocol buffers, without its array records.
     node_config
         The node's own configuration, as a SuperNode would have it.
+    arrays
+        The array records, as a RecordDict in protocol buffers; None where they are those of the worker's last task:
+        all nodes of a round start from the same adapter.
     """
 
     message: bytes
     node_config: Mapping[str, str]
+    arrays: bytes | None
 
 
 def encode_task(task: Task) -> bytes:

@@ -13,8 +13,9 @@ from multiprocessing.connection import Connection
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.common.serde import message_from_proto, message_to_proto
+from flwr.common.serde import message_from_proto, message_to_proto, recorddict_from_proto
 from flwr.proto.message_pb2 import Message as ProtoMessage
+from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
 
 from server.fleet.wire import Task, decode_task
 
@@ -31,9 +32,15 @@ def load_app(reference: str) -> ClientApp:
     return app
 
 
-def answer(app: ClientApp, task: Task) -> bytes:
+def arrays_of(task: Task, held: RecordDict) -> RecordDict:
+    """Return the array records of a task: its own, or those that are held since the task before."""
+    return held if task.arrays is None else recorddict_from_proto(ProtoRecordDict.FromString(task.arrays))
+
+
+def answer(app: ClientApp, task: Task, arrays: RecordDict) -> bytes:
     """Run one message through the app; an exception becomes an error reply with its reason."""
     message = message_from_proto(ProtoMessage.FromString(task.message))
+    message.content.update(arrays)
     context = Context(
         run_id=message.metadata.run_id,
         node_id=message.metadata.dst_node_id,
@@ -61,14 +68,16 @@ def end_with(handle: int) -> None:
 def main() -> None:
     """Answer tasks until the parent hangs up."""
     threading.Thread(target=end_with, args=(int(sys.argv[2]),), daemon=True).start()
-    app = load_app(sys.argv[1])
+    app, arrays = load_app(sys.argv[1]), RecordDict()
     with Connection(int(sys.argv[2])) as parent:
         while True:
             try:
                 raw = parent.recv_bytes()
             except (EOFError, ConnectionResetError):
                 return
-            parent.send_bytes(answer(app, decode_task(raw)))
+            task = decode_task(raw)
+            arrays = arrays_of(task, arrays)
+            parent.send_bytes(answer(app, task, arrays))
 
 
 if __name__ == "__main__":

@@ -23,6 +23,9 @@ def train(message: Message, context: Context) -> Message:
     if "mark" in config:
         with Path(config["mark"]).open("a", encoding="utf-8") as file:
             file.write(f"{os.getpid()}\n")
+    if "diary" in config:
+        with Path(config["diary"]).open("a", encoding="utf-8") as file:
+            file.write(f"{config['client']}\n")
     _act(config.get("do", ""), config)
     return Message(_update(message, config), reply_to=message)
 

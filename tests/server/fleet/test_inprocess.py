@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +15,11 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, Rec
 
 from common.instructions import Objective, PrivacyTerms, TrainRequest
 from common.updates import AdapterUpdate
+from server.fleet import inprocess
 from server.fleet.base import Failure, Reply
 from server.fleet.flower import GridFleet
 from server.fleet.inprocess import FIRST_NODE, InProcessGrid
+from server.fleet.wire import Task, encode_task
 from server.fleet.worker import load_app
 
 APP = "tests.server.fleet.apps:app"
@@ -27,11 +29,18 @@ REQUEST = TrainRequest(
 )
 
 
-def ask(grid: InProcessGrid, *, timeout_s: float = 120.0, nodes: Sequence[int] | None = None) -> list[Reply]:
-    fleet = GridFleet(grid)
+def ask(
+    grid: InProcessGrid,
+    *,
+    timeout_s: float = 120.0,
+    nodes: Sequence[int] | None = None,
+    adapter: Mapping[str, np.ndarray] = ADAPTER,
+    ahead: int | None = None,
+) -> list[Reply]:
+    fleet = GridFleet(grid, ahead=ahead)
     told: list[int] = []
     requests = {node: REQUEST for node in nodes or fleet.nodes()}
-    replies = list(fleet.train(requests, ADAPTER, timeout_s=timeout_s, answered=told.append))
+    replies = list(fleet.train(requests, adapter, timeout_s=timeout_s, answered=told.append))
     assert [reply.node for reply in replies] == sorted(requests)
     assert told == sorted(told)
     return replies
@@ -242,6 +251,56 @@ def test_an_app_that_cannot_be_loaded_is_a_failure_of_each_node() -> None:
     with InProcessGrid("no.such.module:app", configs({}, {}), workers=1) as grid:
         replies = clients(ask(grid))
     assert replies == ["the worker process died twice (status 1)"] * 2
+
+
+def test_the_dearest_work_goes_first_and_replies_keep_their_order(tmp_path: Path) -> None:
+    diary = tmp_path / "diary"
+    nodes = configs(*({"diary": str(diary)} for _ in range(5)))
+    with InProcessGrid(APP, nodes, workers=1, costs=[1.0, 5.0, 3.0, 5.0, 0.0]) as grid:
+        assert clients(ask(grid)) == ["n0", "n1", "n2", "n3", "n4"]
+    assert diary.read_text().split() == ["n1", "n3", "n2", "n0", "n4"]
+
+
+def test_a_worker_is_sent_the_same_adapter_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[Task] = []
+
+    def noted(task: Task) -> bytes:
+        sent.append(task)
+        return encode_task(task)
+
+    monkeypatch.setattr(inprocess, "encode_task", noted)
+    with InProcessGrid(APP, configs(*({} for _ in range(6))), workers=2) as grid:
+        first = ask(grid)
+        assert [task.arrays is not None for task in sent].count(True) == 2  # one a worker
+        second = ask(grid, adapter={name: array + 1 for name, array in ADAPTER.items()})
+        assert [task.arrays is not None for task in sent].count(True) == 4
+    for replies, shift in ((first, 0), (second, 1)):
+        for reply in replies:
+            assert isinstance(reply.outcome, AdapterUpdate)
+            np.testing.assert_array_equal(reply.outcome.arrays["a"], 2 * (ADAPTER["a"] + shift))
+
+
+def test_a_worker_that_took_anothers_place_is_sent_the_adapter_again(tmp_path: Path) -> None:
+    nodes = configs({}, {"do": "die-once", "mark": str(tmp_path / "mark")}, {})
+    with InProcessGrid(APP, nodes, workers=1) as grid:
+        for reply in ask(grid):
+            assert isinstance(reply.outcome, AdapterUpdate)
+            np.testing.assert_array_equal(reply.outcome.arrays["a"], 2 * ADAPTER["a"])
+
+
+@pytest.mark.parametrize("ahead", [1, 2, 3, 100])
+def test_no_more_messages_are_under_way_than_asked_for(ahead: int) -> None:
+    under_way: list[int] = []
+
+    class Counted(InProcessGrid):
+        def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+            wanted = list(message_ids)
+            under_way.append(len(wanted))
+            return super().pull_messages(wanted)
+
+    with Counted(APP, configs(*({} for _ in range(9))), workers=2) as grid:
+        assert clients(ask(grid, ahead=ahead)) == [f"n{number}" for number in range(9)]
+    assert max(under_way) == min(ahead, 9)
 
 
 def test_there_are_no_more_workers_than_nodes() -> None:
