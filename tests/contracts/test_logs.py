@@ -1,13 +1,13 @@
 """Laws of every log behind `stream.source`: in memory, the embedded broker, Apache Kafka."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 import pytest
 from kafka import TopicPartition
 
-from common.errors import OffsetLost, StreamError, UnknownName
+from common.errors import InvalidSetting, OffsetLost, StreamError, UnknownName
 from stream.kafka_log import KafkaLog
 from stream.source import Log, Record, Source, TransactionalSink, read_to_end
 from stream.topics import admin_client
@@ -18,6 +18,8 @@ CANNOT = {
     ("embedded", "delete_records"): "delete_records ends the broker's connection ('not yet implemented')",
     ("embedded", "beyond"): "a position above the end is answered with silence",
     ("embedded", "ends"): "the ends that it tells are too low",
+    ("embedded", "members"): "two members that join at once may wait for more than 20 s",
+    ("fast", "members"): "a cooperative hand-over with librdkafka is not built",
     ("embedded", "fencing"): "a second transactional writer of a name ends the connections of both",
 }
 
@@ -64,7 +66,7 @@ def case(request: pytest.FixtureRequest) -> Case:
         pytest.importorskip("confluent_kafka", reason="the extra `fast` is not installed")
         from stream.fast_log import FastLog
 
-        return Case("kafka", FastLog(request.getfixturevalue("kafka")))
+        return Case("fast", FastLog(request.getfixturevalue("kafka")))
     return Case(request.param, KafkaLog(request.getfixturevalue(request.param)))
 
 
@@ -304,3 +306,107 @@ def test_a_newer_writer_of_the_name_ends_the_older(case: Case, topic: str, reade
         if newer is not None:
             newer.close()
     assert values(list(read_to_end(reader(topic), [0], {}))) == [b"newer"]
+
+
+# --- members of a group -----------------------------------------------------------------------------------------------
+
+
+class Noted:
+    """An owner that notes what it is told, and begins each partition at its beginning."""
+
+    def __init__(self) -> None:
+        self.owned: set[int] = set()
+        self.fresh: set[int] = set()
+        self.told: list[tuple[str, list[int]]] = []
+
+    def assigned(self, partitions: Collection[int]) -> None:
+        assert not self.owned & set(partitions)
+        self.owned |= set(partitions)
+        self.fresh |= set(partitions)
+        self.told.append(("assigned", sorted(partitions)))
+
+    def revoked(self, partitions: Collection[int]) -> None:
+        assert set(partitions) <= self.owned
+        self.owned -= set(partitions)
+        self.told.append(("revoked", sorted(partitions)))
+
+    def lost(self, partitions: Collection[int]) -> None:
+        self.owned -= set(partitions)
+        self.told.append(("lost", sorted(partitions)))
+
+
+@pytest.fixture
+def members(case: Case, topic: str) -> Iterator[Callable[[], tuple[Source, Noted]]]:
+    """Give a maker of members of one group, closed at the end."""
+    case.needs("members")
+    opened: list[Source] = []
+
+    def make() -> tuple[Source, Noted]:
+        owner = Noted()
+        opened.append(case.log.member(topic, f"group-{topic}", owner))
+        return opened[-1], owner
+
+    yield make
+    for source in opened:
+        source.close()
+
+
+def poll_until(found: Callable[[], bool], *sources: Source) -> list[Record]:
+    """Poll members in turn until it is so; return what they read."""
+    records: list[Record] = []
+    deadline = time.monotonic() + 60
+    while not found():
+        assert time.monotonic() < deadline
+        for source in sources:
+            records += source.poll(0.1)
+    return records
+
+
+def test_a_lone_member_has_all_and_reads_from_where_it_is_told(
+    case: Case, topic: str, members: Callable[[], tuple[Source, Noted]]
+) -> None:
+    case.log.ensure_topic(topic, 3)
+    for partition in range(3):
+        put(case.log, topic, numbered(0, 5), partition)
+    source, owner = members()
+    assert poll_until(lambda: len(owner.owned) == 3, source) == []
+    assert source.poll(0.3) == []  # nothing before it is told from where
+    for partition in range(3):
+        source.seek(partition, partition)
+    found = take(source, 12)
+    assert sorted((record.partition, record.offset) for record in found) == [
+        (partition, offset) for partition in range(3) for offset in range(partition, 5)
+    ]
+
+
+def test_members_share_and_what_stays_is_read_on(
+    case: Case, topic: str, members: Callable[[], tuple[Source, Noted]]
+) -> None:
+    case.log.ensure_topic(topic, 4)
+    one, first = members()
+    poll_until(lambda: len(first.owned) == 4, one)
+    for partition in range(4):
+        one.seek(partition, 0)
+    other, second = members()
+    poll_until(lambda: len(second.owned) == 2, one, other)
+    assert first.owned | second.owned == {0, 1, 2, 3}
+    assert [what for what, _ in first.told] == ["assigned", "revoked"]  # those that stay are not told of
+    for partition in second.owned:
+        other.seek(partition, 0)
+    for partition in range(4):
+        put(case.log, topic, numbered(0, 5), partition)
+    found = poll_until(lambda: sum(one.positions().values()) + sum(other.positions().values()) >= 20, one, other)
+    assert len(found) + len(one.poll(0.2)) + len(other.poll(0.2)) == 20
+    other.close()
+    assert second.told[-1][0] == "revoked"
+    poll_until(lambda: len(first.owned) == 4, one)
+    assert not second.owned
+
+
+@pytest.mark.kafka
+def test_another_client_says_that_it_cannot(kafka: str, topic: str) -> None:
+    pytest.importorskip("confluent_kafka", reason="the extra `fast` is not installed")
+    from stream.fast_log import FastLog
+
+    with pytest.raises(InvalidSetting, match="leave out --client"):
+        FastLog(kafka).member(topic, "group", Noted())
