@@ -2,7 +2,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check format lint types imports dependencies test-fast test-slow test-faults bench bench-federated bench-stream clean
+.PHONY: help venv demo test check format lint types imports dependencies test-fast test-slow test-faults bench bench-federated bench-stream bench-serve soak clean
 
 # the first supported Python that is there and starts; `make demo PYTHON=/path/to/python3.12` overrides it
 PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3 python; do \
@@ -63,6 +63,12 @@ bench-federated: $(VENV)/.installed  ## Measure what privacy, the cache and aggr
 
 bench-stream: $(VENV)/.installed  ## Measure speed, errors and memory of the streaming learners beside river
 	@for claim in benchmarks/stream_*.py; do echo "$$claim"; OMP_NUM_THREADS=1 $(BIN)/python "$$claim" || exit 1; done
+
+bench-serve: $(VENV)/.installed  ## Measure the service under load while it learns (oha; implicit beside it where installed)
+	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/serve.py
+
+soak: $(VENV)/.installed  ## Ask for ten minutes at half the load: memory before and after, failed requests
+	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/serve.py --soak 600
 
 clean:  ## Remove what the targets made; stores of models stay
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
