@@ -2,7 +2,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check format lint types imports dependencies test-fast test-slow test-faults bench bench-federated bench-stream bench-serve soak clean
+.PHONY: help venv demo test check format lint types imports dependencies test-fast test-slow test-faults test-federation bench bench-federated bench-stream bench-serve soak clean
 
 # the first supported Python that is there and starts; `make demo PYTHON=/path/to/python3.12` overrides it
 PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3 python; do \
@@ -52,6 +52,9 @@ test-fast: $(VENV)/.installed-dev  ## The tests alone, with the examples in the 
 test-faults: $(VENV)/.installed-dev  ## Kill workers, producers and brokers while events flow (Apache Kafka where it is found)
 	$(TEST_ENV) $(BIN)/python -m pytest tests/integration/faults tests/stream/test_lost.py tests/stream/test_journal.py
 
+test-federation: $(VENV)/.installed-dev  ## A real SuperLink with three SuperNodes on loopback, killed and started again; Ray where it is installed
+	$(TEST_ENV) $(BIN)/python -m pytest tests/integration/test_supernodes.py tests/integration/test_ray.py
+
 test-slow: $(VENV)/.installed-dev  ## The tests that take minutes
 	$(TEST_ENV) $(BIN)/python -m pytest -m slow tests
 
@@ -60,6 +63,9 @@ bench: $(VENV)/.installed  ## Measure each claim of benchmarks/ again
 
 bench-federated: $(VENV)/.installed  ## Measure what privacy, the cache and aggregation cost
 	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/federated.py
+
+bench-fleet: $(VENV)/.installed  ## Measure what a round costs beside training, in worker processes and on Ray, and its memory
+	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/fleet.py
 
 bench-stream: $(VENV)/.installed  ## Measure speed, errors and memory of the streaming learners beside river
 	@for claim in benchmarks/stream_*.py; do echo "$$claim"; OMP_NUM_THREADS=1 $(BIN)/python "$$claim" || exit 1; done
