@@ -26,7 +26,7 @@ from server.fleet.flower import GridFleet
 from server.fleet.inprocess import InProcessGrid
 from server.fleet.roll import call_roll
 
-CLIENT_APP = "client.app:app"
+CLIENT_APP, CLIENT_MODULES = "client.app:app", ("client.workbench",)
 ROLL_NAME = "nodes.json"
 POLL_S = 0.2
 """Pause between two looks for replies where each look is a request to a SuperLink."""
@@ -74,7 +74,7 @@ def in_process(configs: Sequence[Mapping[str, str]], workers: int) -> Iterator[I
     # how much a node has to read and train says how long it takes, well enough to begin with the longest
     costs = [float(Path(config["interactions"]).stat().st_size) for config in configs]
     # one thread each, however many workers: sums then come out the same
-    with InProcessGrid(CLIENT_APP, configs, workers=workers, threads=1, costs=costs) as grid:
+    with InProcessGrid(CLIENT_APP, configs, workers=workers, threads=1, costs=costs, modules=CLIENT_MODULES) as grid:
         yield InProcess(grid)
 
 

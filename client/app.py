@@ -1,4 +1,4 @@
-"""The Flower ClientApp: decode a message, call the node, encode the reply; nothing else.
+"""The Flower ClientApp: decode a message, have the workbench answer it, encode the reply; nothing else.
 
 A node's configuration (where it comes from: `client.configuration`) names its files:
 
@@ -26,62 +26,24 @@ A node's configuration (where it comes from: `client.configuration`) names its f
     Only in a simulation; a real node leaves it out, and its ledger keeps one from the operating system.
 """
 
-import os
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from client.configuration import node_settings
-from client.continual import MEMORY_NAME, ReplayMemory
-from client.dataset import NodeData
-from client.ledger import DEFAULT_EPOCH
-from client.node import Node, SecretSum
-from client.policy import NodePolicy
-from client.secagg import Participant
-from common.datasets.files import read_catalogue, read_interactions
-from common.encoder.adapter import TextEncoder
-from common.encoder.cache import HiddenCache, open_or_build
-from common.encoder.spec import EncoderSpec
 from common.errors import InvalidSetting
 from common.instructions import TrainRequest
-from common.items import Catalogue
 from common.updates import AdapterUpdate
 
-
-class Workbench:
-    """What one process keeps between messages: the encoder and the cache, each under everything it was made from."""
-
-    def __init__(self) -> None:
-        self._catalogues: dict[tuple[str, int], Catalogue] = {}
-        self._encoders: dict[tuple[str, str], TextEncoder] = {}
-        self._caches: dict[tuple[str, str, tuple[str, int]], HiddenCache] = {}
-
-    def catalogue(self, path: str) -> Catalogue:
-        """Return the catalogue of a file, read again when the file changes."""
-        key = (path, os.stat(path).st_mtime_ns)
-        if key not in self._catalogues:
-            self._catalogues[key] = read_catalogue(Path(path))
-        return self._catalogues[key]
-
-    def encoder(self, name: str, device: str) -> TextEncoder:
-        """Return the encoder on a device, built once."""
-        if (name, device) not in self._encoders:
-            self._encoders[name, device] = TextEncoder.load(EncoderSpec.from_name(name), device)
-        return self._encoders[name, device]
-
-    def cache(self, folder: str, encoder: TextEncoder, path: str) -> HiddenCache:
-        """Return the hidden states of a catalogue's texts."""
-        catalogue = self.catalogue(path)
-        key = (folder, encoder.sha256, (path, os.stat(path).st_mtime_ns))
-        if key not in self._caches:
-            self._caches[key] = open_or_build(Path(folder), encoder, catalogue.texts)
-        return self._caches[key]
+if TYPE_CHECKING:
+    from client.workbench import Workbench
 
 
 class CarriedApp(ClientApp):
@@ -107,7 +69,13 @@ def app_of(simulated: Path | None) -> ClientApp:
 def make_app(simulated: Path | None = None) -> ClientApp:
     """Return a ClientApp with a workbench of its own; `simulated` is the folder of the nodes that Flower simulates."""
     app = CarriedApp(simulated)
-    bench = Workbench()
+
+    @cache
+    def bench() -> "Workbench":
+        # torch and Opacus take seconds to load, and a node that says its name needs neither
+        from client.workbench import Workbench
+
+        return Workbench()
 
     def settings_of(context: Context) -> dict[str, str]:
         nodes = simulated or Path(str(context.run_config.get("store", "."))) / "clients"
@@ -123,63 +91,17 @@ def make_app(simulated: Path | None = None) -> ClientApp:
     def train(message: Message, context: Context) -> Message:
         """Answer one train request."""
         request, base = decode(message)
-        return Message(encode(update_of(settings_of(context), request, base, None)), reply_to=message)
+        return Message(encode(bench().update(settings_of(context), request, base)), reply_to=message)
 
     @app.query("secret_sum")
     def secret_sum(message: Message, context: Context) -> Message:
         """Answer one stage of a secret sum; the update itself leaves under masks alone."""
         config = settings_of(context)
         body, number, base = decode_stage(message)
-        participant = Participant(number, Path(config["ledger"]).with_name("secret-sums"))
-        answer = participant.answer(body, lambda request, hidden_in: update_of(config, request, base, hidden_in))
+        answer = bench().stage(config, number, body, base)
         return Message(RecordDict({"answer": ConfigRecord({"body": answer})}), reply_to=message)
 
-    def update_of(
-        config: Mapping[str, str],
-        request: TrainRequest,
-        base: Mapping[str, np.ndarray],
-        hidden_in: SecretSum | None,
-    ) -> AdapterUpdate:
-        NodePolicy.from_config(config).check(request)
-        catalogue = bench.catalogue(config["catalogue"])
-        encoder = bench.encoder(config["encoder"], config.get("device", "auto"))
-        seed = config.get("secret-seed")
-        node = Node(
-            client=config["client"],
-            data=data_of(config, request, catalogue),
-            ledger_path=Path(config["ledger"]),
-            secret_seed=None if seed is None else int(seed),
-            data_epoch=_epoch_of(config),
-            rank=_whole(config, "rank", 1) if "rank" in config else None,
-        )
-        cache = bench.cache(config["cache"], encoder, config["catalogue"])
-        return node.answer(request, base, encoder, cache, hidden_in)
-
     return app
-
-
-def data_of(config: Mapping[str, str], request: TrainRequest, catalogue: Catalogue) -> NodeData:
-    """Return the node's clicks, with those that it remembers when replay is asked for and the node keeps some."""
-    data = NodeData.from_interactions(read_interactions(Path(config["interactions"])), catalogue)
-    windows = _whole(config, "replay-windows", 0)
-    if not windows or not request.objective.replay:
-        return data
-    memory = ReplayMemory(Path(config["ledger"]).with_name(MEMORY_NAME), _epoch_of(config), windows)
-    return memory.recall(data, catalogue, request.objective.window)
-
-
-def _whole(config: Mapping[str, str], name: str, least: int) -> int:
-    """Return a whole number of the node's configuration; the least where it is left out."""
-    given = config.get(name, str(least))
-    if not given.isdecimal() or int(given) < least:
-        raise InvalidSetting(
-            f"{name} {given!r} in the node's configuration", expected=f"a whole number, at least {least}"
-        )
-    return int(given)
-
-
-def _epoch_of(config: Mapping[str, str]) -> str:
-    return config.get("data-epoch", DEFAULT_EPOCH)
 
 
 def decode_stage(message: Message) -> tuple[bytes, int, dict[str, np.ndarray]]:

@@ -86,6 +86,8 @@ class InProcessGrid(Grid):
     costs
         How long each node's work takes, in any unit: of the messages pushed together the dearest go first, so that no
         worker is left with a long one at the end. None: in the order of the nodes.
+    modules
+        Loaded by each worker when it starts, where the app itself would load them with its first message.
     """
 
     def __init__(
@@ -96,11 +98,12 @@ class InProcessGrid(Grid):
         workers: int,
         threads: int = 1,
         costs: Sequence[float] | None = None,
+        modules: Sequence[str] = (),
     ) -> None:
         self._client_app = client_app
         self._configs = {FIRST_NODE + i: dict(config) for i, config in enumerate(node_configs)}
         self._costs = dict(zip(self._configs, costs, strict=True)) if costs is not None else {}
-        self._threads = threads
+        self._threads, self._modules = threads, tuple(modules)
         self._queue: deque[_Job] = deque()
         self._done: dict[str, Message] = {}
         self._count = 0
@@ -188,7 +191,7 @@ class InProcessGrid(Grid):
             "FLWR_TELEMETRY_ENABLED": "0",
             "FLWR_DISABLE_UPDATE_CHECK": "1",
         }
-        command = [sys.executable, "-m", "server.fleet.worker", self._client_app, str(theirs.fileno())]
+        command = [sys.executable, "-m", "server.fleet.worker", self._client_app, str(theirs.fileno()), *self._modules]
         with theirs:
             process = subprocess.Popen(  # noqa: S603  our own module under our own interpreter
                 command,

@@ -1,7 +1,8 @@
 """A worker process of the in-process fleet: Flower Messages in, Flower Messages out, over one socket.
 
-Started as ``python -m server.fleet.worker APP FD``: APP names the ClientApp ("client.app:app"), FD is the inherited end
-of a socket pair. It ends when the other end closes, so it never outlives its parent.
+Started as ``python -m server.fleet.worker APP FD [MODULE...]``: APP names the ClientApp ("client.app:app"), FD is the
+inherited end of a socket pair, and modules are loaded before the first message. It ends when the other end closes, so
+it never outlives its parent.
 """
 
 import importlib
@@ -69,6 +70,8 @@ def main() -> None:
     """Answer tasks until the parent hangs up."""
     threading.Thread(target=end_with, args=(int(sys.argv[2]),), daemon=True).start()
     app, arrays = load_app(sys.argv[1]), RecordDict()
+    for module in sys.argv[3:]:
+        importlib.import_module(module)
     with Connection(int(sys.argv[2])) as parent:
         while True:
             try:
