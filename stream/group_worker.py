@@ -48,6 +48,8 @@ _LOOK_AGAIN_S = 10.0
 _TEXTS_S = 10.0
 _LEAVE_WITHIN_S = 4.0
 """How long dead letters may take where somebody waits: the group, or whoever told the worker to stop."""
+_JOIN_WITHIN_S = 30.0
+"""So long a worker that has no partitions yet is not idle."""
 _WRITERS = 8
 """So many partitions are written at once."""
 _SHARE_AT_MOST = 0.2
@@ -96,11 +98,12 @@ class GroupWorker:
         self._store = PartitionStore(settings.store, settings.keep)
         self._partitions = 1
         self.shared = SharedItems(self._make)
-        self._snapshot = SharedSnapshot(settings.store, settings.keep, self._store, self._make)
+        self._snapshot = SharedSnapshot(settings.store, settings.keep, self._store, self._make, self.shared.sharing)
         self.shards: dict[int, Shard] = {}
         self._waiting: set[int] = set()  # owned, and not taken over yet
         self._told: ItemTexts | None = None
         self._identity = ""
+        self._owned = False  # whether it ever had a partition
         self._stored_at = self._last_record = self._answered = self._described_at = self._looked = time.monotonic()
         self._share_after = 0.0
 
@@ -152,6 +155,7 @@ class GroupWorker:
         self._identity, self._partitions = info.identity, len(info.partitions)
         self._described_at, self._told = time.monotonic(), self._texts()
         self._source = self._log.member(settings.topic, settings.group, self)
+        self._last_record = self._answered = self._looked = time.monotonic()
         try:
             yield
         finally:
@@ -214,13 +218,13 @@ class GroupWorker:
             self._last_record = self._answered = self._looked = time.monotonic()
             ends, offsets = self._source.ends(), self._offsets()
             self._meter.polled({p: max(0, ends[p] - offset) for p, offset in offsets.items() if p in ends})
-        elif self._idle() or time.monotonic() - self._looked > _LOOK_AGAIN_S:
+        if self._waiting:
+            self._take_over()
+        elif not records and (self._idle() or time.monotonic() - self._looked > _LOOK_AGAIN_S):
             self._look_again()
             if self._idle():
                 return False
             self._looked = time.monotonic()
-        if self._waiting:
-            self._take_over()
         if time.monotonic() - self._described_at > _TEXTS_S:
             self._describe()
         if self._due():
@@ -276,8 +280,8 @@ class GroupWorker:
         return {part: offset for part, offset in found.items() if offset is not None}
 
     def _idle(self) -> bool:
-        timeout = self.settings.idle_timeout_s
-        return timeout is not None and time.monotonic() - self._last_record > timeout
+        timeout, silent_for = self.settings.idle_timeout_s, time.monotonic() - self._last_record
+        return timeout is not None and silent_for > (timeout if self._owned else max(timeout, _JOIN_WITHIN_S))
 
     # --- taking over ------------------------------------------------------------------------------------------------
 
@@ -306,7 +310,7 @@ class GroupWorker:
         for number in numbers:
             self._source.seek(number, offsets[number] if number in offsets else begins[number][0])
         self._meter.assigned(len(self.shards))
-        self._last_record = time.monotonic()
+        self._owned, self._last_record = True, time.monotonic()
 
     def _identify(self, shard: Shard) -> None:
         """Compare the topic with the one that the partition was learned from."""

@@ -1,6 +1,7 @@
 """Kafka behind `stream.source`'s protocols, by kafka-python: the default way to any broker."""
 
 import logging
+import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssi
 from kafka.errors import KafkaError, LogTruncationError, OffsetOutOfRangeError
 from kafka.partitioner.default import murmur2
 from kafka.producer.future import FutureRecordMetadata
+from kafka.structs import MemberState
 
 from common.errors import BrokerUnavailable, InvalidSetting, OffsetLost, StreamError
 from stream import topics
@@ -25,7 +27,8 @@ FETCH_BYTES = 4 * 1024 * 1024
 TRANSACTION_MS = 10_000
 """A transaction whose writer died is undone after this; until then readers wait before it."""
 HEARTBEAT_MS, SESSION_MS = 1_000, 10_000
-"""Of a member of a group."""
+POLL_WITHIN_MS = 120_000
+"""Of a member of a group: one that polls more seldom leaves it; a rebalance waits so long for one that is at work."""
 _RECONNECT_MS = 1000
 """A broker that comes back is found within this; kafka-python alone waits up to half a minute."""
 
@@ -218,12 +221,38 @@ class KafkaMember(KafkaSource):
             partition_assignment_strategy=[CooperativeStickyAssignor],
             heartbeat_interval_ms=HEARTBEAT_MS,
             session_timeout_ms=SESSION_MS,
+            max_poll_interval_ms=POLL_WITHIN_MS,
         )
-        self._consumer.subscribe([topic], listener=_Told(self._consumer, owner))
+        self._owner = owner
+        self._join()
+
+    def _join(self) -> None:
+        self._consumer.subscribe([self._topic], listener=_Told(self._consumer, self._owner))
+        # a leader that knows no partitions yet assigns none, and then must join a second time (see `poll`)
+        with broker_answers(self._log.servers):
+            self._consumer.partitions_for_topic(self._topic)
+        self._stable_at = time.monotonic()
 
     def assign(self, positions: Mapping[int, int | None]) -> None:
         """Refuse: the group assigns."""
         raise InvalidSetting(f"partitions {sorted(positions)} assigned by hand to a member of a group")
+
+    def poll(self, timeout_s: float) -> Sequence[Record]:
+        """Return what has come; a member that has been joining for longer than a group may take joins anew.
+
+        kafka-python 3.0.12 forgets a join, for ever, whose reason is gone before it is done: no heartbeat is sent then,
+        others own the partitions, and polls return nothing.
+        """
+        now = time.monotonic()
+        if self._consumer.group_metadata().state is MemberState.STABLE:
+            self._stable_at = now
+        elif now - self._stable_at > 1.1 * POLL_WITHIN_MS / 1000:
+            held = _numbers(self._consumer.assignment())
+            self._consumer.unsubscribe()
+            if held:
+                self._owner.lost(held)
+            self._join()
+        return super().poll(timeout_s)
 
     def seek(self, partition: int, offset: int) -> None:
         """Read the partition on from there, or begin with it."""

@@ -86,20 +86,20 @@ class SharedItems:
         }
 
 
-def whole_state(make: Callable[[], StreamState], checkpoints: Sequence[Checkpoint]) -> StreamState:
+def whole_state(state: StreamState, sharings: Mapping[str, Sharing], checkpoints: Sequence[Checkpoint]) -> StreamState:
     """Return the state of all partitions together, as if one worker had learned them.
 
     Parameters
     ----------
-    make
-        Gives a state that learned nothing, with the settings of all.
+    state
+        One that learned nothing, with the settings of all; it is changed and returned.
+    sharings
+        Contender to what adds up states like its learner's.
     checkpoints
         The newest of each partition, one or more.
     """
-    state = make()
     arrays: Arrays = {}
-    for name, learner in make().progressive.contenders.items():
-        sharing = Sharing(learner)
+    for name, sharing in sharings.items():
         states = [under(f"{name}/", found.arrays) for found in checkpoints]
         whole = sharing.together(sharing.total(states), states)
         arrays |= {f"{name}/{key}": array for key, array in whole.items()}

@@ -3,11 +3,12 @@
 import fcntl
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from stream.checkpoint import SNAPSHOTS, Checkpoint, sequences
+from stream.learner.sharing import Sharing
 from stream.partitions import PARTITIONS, PartitionStore
 from stream.shared_items import whole_state
 from stream.snapshot import publish_snapshot
@@ -27,10 +28,20 @@ class SharedSnapshot:
         Where the checkpoints are.
     make
         Gives a state that learned nothing, with the settings of all.
+    sharings
+        As for `whole_state`.
     """
 
-    def __init__(self, store: Path, keep: int, partitions: PartitionStore, make: Callable[[], StreamState]) -> None:
-        self._store, self._keep, self._partitions, self._make = store, keep, partitions, make
+    def __init__(
+        self,
+        store: Path,
+        keep: int,
+        partitions: PartitionStore,
+        make: Callable[[], StreamState],
+        sharings: Mapping[str, Sharing],
+    ) -> None:
+        self._store, self._keep, self._partitions = store, keep, partitions
+        self._make, self._sharings = make, sharings
 
     def publish(self, now: int, notice: Callable[[str], None], wait_s: float = 0.0) -> StreamState | None:
         """Publish what is stored now, unless another worker is at it for longer than `wait_s`.
@@ -44,7 +55,7 @@ class SharedSnapshot:
             found = self._newest(notice)
             if not found:
                 return None
-            whole = whole_state(self._make, found)
+            whole = whole_state(self._make(), self._sharings, found)
             if alone:
                 sequence = max([0, *sequences(self._store / SNAPSHOTS)]) + 1
                 publish_snapshot(self._store, whole.learner.snapshot(whole.json_offsets), sequence, now, self._keep)

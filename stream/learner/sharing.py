@@ -12,6 +12,7 @@ their AdaGrad sums, the taste about texts, pairs and masses of popularity; weigh
 by events. Texts stay as each learner was told them, and users are nobody else's.
 """
 
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -24,7 +25,8 @@ from stream.learner.parts import Arrays
 from stream.learner.text import change_of
 
 State = Mapping[str, np.ndarray]
-
+_REMEMBERED = 64
+"""Of so many states the items are at hand: they seldom change."""
 _ROWS = ("history", "factors", "bias", "history_sum", "factors_sum", "bias_sum")
 _MATRIX, _TILT = "fixed.factors.matrix", "fixed.factors.tilt"
 _TASTE = frozenset({_MATRIX, _TILT, f"{_MATRIX}_sum", f"{_TILT}_sum"})
@@ -60,6 +62,8 @@ class Sharing:
 
     def __init__(self, blank: ArrayRanker) -> None:
         self._blank = blank
+        self._known: OrderedDict[tuple[bytes, bytes], np.ndarray] = OrderedDict()
+        self._table: tuple[State, tuple[np.ndarray, np.ndarray]] | None = None
         unknown = sorted(
             name for name in blank.state_arrays() if name not in _KNOWN and not name.startswith(("user.", "log."))
         )
@@ -82,11 +86,8 @@ class Sharing:
             A state that was told the texts in whose terms the taste is to be; the taste of learners that were told
             others is left out. None takes those of the first that was told any.
         """
-        names = [_ids_of(own) for own in owns]
-        for ids in names:
-            self._blank.add_items(ids)
+        places = [self._places(own) for own in owns]
         start = self._blank.state_arrays()
-        places = [self._places(ids) for ids in names]
         told = texts if texts is not None else next((own for own in owns if _described(own)), None)
         alike = [told is None or self._alike(own, told) for own in owns]
         found: Arrays = {name: start[name] for name in ("item.id_ends", "item.ids", "params")}
@@ -104,9 +105,17 @@ class Sharing:
         found["events"] = np.array([sum(int(own["events"][0]) for own in owns)], dtype=np.int64)
         return found
 
-    def _places(self, ids: Sequence[str]) -> np.ndarray:
-        rows = [self._blank.item_row(item) for item in ids]
-        return np.array(rows, dtype=np.int64)
+    def _places(self, state: State) -> np.ndarray:
+        """Return where the rows of a state's items lie in a total; those of the last states are at hand."""
+        key = state["item.id_ends"].tobytes(), state["item.ids"].tobytes()
+        found = self._known.get(key)
+        if found is None:
+            ids = unpack_ids(state["item.id_ends"], state["item.ids"])
+            self._blank.add_items(ids)
+            found = self._known[key] = np.array([self._blank.item_row(item) for item in ids], dtype=np.int64)
+            if len(self._known) > _REMEMBERED:
+                self._known.popitem(last=False)
+        return found
 
     def _alike(self, one: State, other: State) -> bool:
         """Return whether two were told the same texts."""
@@ -116,7 +125,7 @@ class Sharing:
 
     def _texts_of(self, state: State) -> np.ndarray:
         rows = np.zeros((self._blank.n_items, state[_TEXTS].shape[1]), dtype=np.float32)
-        rows[self._places(_ids_of(state))] = state[_TEXTS]
+        rows[self._places(state)] = state[_TEXTS]
         return rows
 
     def _half_life(self) -> float:
@@ -154,8 +163,7 @@ class Sharing:
         now
             Its whole state.
         """
-        rows = {item: row for row, item in enumerate(_ids_of(now))}
-        places = np.array([rows[item] for item in _ids_of(before)], dtype=np.int64)
+        places = self._moved(before, now)
         own: Arrays = {}
         for name, value in now.items():
             if name in _ADDED:
@@ -179,22 +187,36 @@ class Sharing:
         others = np.setdiff1d(np.arange(known), places)
         if len(others):
             start = self._blank.state_arrays()
-            rows = self._places([_ids_of(now)[row] for row in others])
+            rows = self._places(now)[others]
             for name in _ADDED & own.keys():
                 own[name][others] += start[name][rows]
 
+    def _moved(self, before: State, now: State) -> np.ndarray:
+        """Return the rows of a state's items in a later one."""
+        after = self._places(now)
+        rows = np.empty(self._blank.n_items, dtype=np.int64)
+        rows[after] = np.arange(len(after))
+        moved: np.ndarray = rows[self._places(before)]
+        return moved
+
     def _own_pairs(self, own: Arrays, before: State, taken: State, now: State, places: np.ndarray) -> None:
-        live, then = _table_of(now), _table_of(taken)
+        live, then = _table_of(now), self._table_taken(taken)
         same = live[0][: len(then[0])] == then[0]
         change = live[1].copy()
         change[: len(then[0])] -= np.where(same, then[1], np.float32(0.0))
         table = np.zeros_like(live[0]), np.zeros_like(live[1])
         add_pairs(*table, *_pairs_of(before, places))
-        changed = change != 0
-        filled = np.nonzero(changed)
-        add_pairs(*table, filled[0].astype(np.int64), live[0][changed].astype(np.int64) - 1, change[changed])
+        changed = np.flatnonzero(change)
+        others = live[0].reshape(-1)[changed].astype(np.int64) - 1
+        add_pairs(*table, changed // live[0].shape[1], others, change.reshape(-1)[changed])
         own |= _packed(table)
         own[_SCALE] = scales_of(own[_COUNTS], self._beta())
+
+    def _table_taken(self, taken: State) -> tuple[np.ndarray, np.ndarray]:
+        """Return the pairs of a total; all partitions of a worker take up the same."""
+        if self._table is None or self._table[0] is not taken:
+            self._table = taken, _table_of(taken)
+        return self._table[1]
 
     def retold(self, own: State, before: State, after: State) -> Arrays:
         """Return an own state whose learner was told other texts: what it learned about texts is carried over.
@@ -232,14 +254,10 @@ class Sharing:
         told = next((state for state in users if _DESCRIBED in state and _described(state)), users[0])
         for name in _KEPT & told.keys():
             found[name] = self._texts_of(told) if name == _TEXTS else told[name]
-        places = [self._places(_ids_of(state)) for state in users]
+        places = [self._places(state) for state in users]
         found |= _joined(users, places)
         found["events"] = np.maximum(total["events"], events)
         return found
-
-
-def _ids_of(state: State, kind: str = "item") -> list[str]:
-    return unpack_ids(state[f"{kind}.id_ends"], state[f"{kind}.ids"])
 
 
 def _described(state: State) -> bool:
@@ -296,13 +314,13 @@ def _packed(table: tuple[np.ndarray, np.ndarray]) -> Arrays:
 def _pairs_of(state: State, places: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return row, other and weight of each pair, the rows at their places in another order."""
     filled, keys, values = (state[name] for name in _PAIRS)
-    rows = np.nonzero(np.unpackbits(filled, axis=1))[0]
+    rows = np.flatnonzero(np.unpackbits(filled)) // (8 * filled.shape[1])
     return places[rows], places[keys.astype(np.int64) - 1], values
 
 
 def _joined(users: Sequence[State], places: Sequence[np.ndarray]) -> Arrays:
     """Return the users and logs of several states as those of one, its items at `places`."""
-    ids = [_ids_of(state, "user") for state in users]
+    ids = [unpack_ids(state["user.id_ends"], state["user.ids"]) for state in users]
     last = {user: number for number, names in enumerate(ids) for user in names}
     kept = [
         np.array([row for row, user in enumerate(names) if last[user] == number], dtype=np.int64)

@@ -17,14 +17,16 @@ from typing import Self
 
 import numpy as np
 import pytest
+from kafka.structs import MemberState
 
 from common.events import Interaction, encode_event
 from stream.consumer import StreamWorker
 from stream.group_worker import GroupWorker
-from stream.kafka_log import KafkaLog, partition_of
+from stream.kafka_log import KafkaLog, KafkaMember, partition_of
 from stream.partitions import PartitionStore
 from stream.settings import WorkerSettings
 from stream.state import StreamState
+from tests.contracts.test_logs import Noted, poll_until
 from tests.integration.faults.sharing_workers import CATALOGUE, settings_of
 from tests.oracles.sharing import histories, rows_by_item
 from tests.stream.topics import small_learner, some_events
@@ -269,3 +271,24 @@ def test_two_members_share_and_one_leaves(kafka: str, topic: str, tmp_path: Path
     assert PARTS // 2 in had["a"]
     assert had["a"][-1] == PARTS
     check(kafka, topic, tmp_path, "mf", events)
+
+
+@pytest.mark.slow
+@pytest.mark.kafka
+def test_a_join_that_the_client_forgot_is_begun_anew(kafka: str, topic: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """kafka-python 3.0.12 as it was found: joining for ever, no heartbeat, no error."""
+    monkeypatch.setattr("stream.kafka_log.POLL_WITHIN_MS", 11_000)
+    log = KafkaLog(kafka)
+    log.ensure_topic(topic, 3)
+    owner = Noted()
+    member = log.member(topic, "group", owner)
+    assert isinstance(member, KafkaMember)
+    try:
+        poll_until(lambda: len(owner.owned) == 3, member)
+        coordinator = member._consumer._coordinator
+        coordinator.state, coordinator.rejoining, coordinator.rejoin_needed = MemberState.REBALANCING, True, False
+        coordinator._disable_heartbeat()
+        poll_until(lambda: len(owner.told) >= 3 and len(owner.owned) == 3, member)
+    finally:
+        member.close()
+    assert [what for what, _ in owner.told[:3]] == ["assigned", "lost", "assigned"]
