@@ -11,7 +11,7 @@ from stream.checkpoint import Checkpoint
 from stream.deadletter import DeadLetters
 from stream.learner.parts import Arrays
 from stream.partitions import Claim, Mark
-from stream.shared_items import SharedItems, under
+from stream.shared_items import SharedItems
 from stream.state import ItemTexts, StreamState
 
 
@@ -95,7 +95,7 @@ class Shard:
     def take_up(self, shared: SharedItems) -> None:
         """Go on with what all learned about items; `own` must be fresh, and in the total."""
         self._before, self._taken, self._retold = dict(self.own), dict(shared.total), False
-        covered = under("progressive/", self.state.arrays())
+        covered = self.state.progressive.state_arrays()
         for name, learner in self.state.progressive.contenders.items():
             rows = {item: row for row, item in enumerate(learner.item_ids)}
             together = shared.sharing[name].together(shared.total[name], [self.own[name]], learner.events)
@@ -133,11 +133,7 @@ class Shard:
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Return the arrays of a checkpoint: the state's, but for each learner its own."""
-        found = {
-            name: array
-            for name, array in self.state.arrays().items()
-            if name == "recent_ids" or name.startswith("progressive/")
-        }
+        found = self.state.arrays_beside_learners()
         for name, own in self.own.items():
             found |= {f"{name}/{key}": array for key, array in own.items()}
         return found

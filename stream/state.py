@@ -192,9 +192,14 @@ class StreamState:
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Return all arrays of a checkpoint."""
-        state = {f"progressive/{name}": array for name, array in self.progressive.state_arrays().items()}
+        state = self.arrays_beside_learners()
         for contender, learner in self.progressive.contenders.items():
             state |= {f"{contender}/{name}": array for name, array in learner.state_arrays().items()}
+        return state
+
+    def arrays_beside_learners(self) -> dict[str, np.ndarray]:
+        """Return the arrays of a checkpoint that are no learner's."""
+        state = {f"progressive/{name}": array for name, array in self.progressive.state_arrays().items()}
         state["recent_ids"] = self._recent.as_array()
         return state
 
