@@ -104,6 +104,7 @@ class Recommender:
         deny: Iterable[str] = (),
         diversity: float = 0.0,
         at: int | None = None,
+        explore: float = 0.0,
     ) -> Slate:
         """Recommend for a user, a history, a text, or any of them together; what is popular when none is given.
 
@@ -129,6 +130,8 @@ class Recommender:
             0 to 1: how much less alike the items are to be, by their texts.
         at
             When it is asked, in milliseconds since the epoch; None is not long after the user's last like.
+        explore
+            0 to 1: how often a slot is given to any of the items in question.
 
         Raises
         ------
@@ -149,6 +152,7 @@ class Recommender:
             tuple(deny),
             diversity,
             at,
+            explore,
         )
         vector = None if query is None else self._queries.vector(self.bundle.model, query)
         return recommend(self.bundle, question, vector, self._new_id())

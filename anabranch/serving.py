@@ -70,6 +70,8 @@ class Serving:
         Folder that slates are logged to, or None.
     broker
         Where clicks are read and sent; None answers from snapshots alone, and refuses events.
+    explore
+        How often a slot is given to any of the items in question, 0 to 1.
     """
 
     store: str
@@ -79,6 +81,7 @@ class Serving:
     origins: tuple[str, ...] = ()
     slate_log: Path | None = None
     broker: Broker | None = None
+    explore: float = 0.0
 
     @contextmanager
     def running(
@@ -120,6 +123,7 @@ class Serving:
                 live=live,
                 slates=None if self.slate_log is None else SlateLog(self.slate_log),
                 process=process,
+                explore=self.explore,
             )
             yield app, source
 

@@ -26,6 +26,10 @@ OriginOption = Annotated[
 SlateOption = Annotated[
     Path | None, typer.Option("--slate-log", help="Folder for one JSON line an answered slate; it names users.")
 ]
+ExploreOption = Annotated[
+    float,
+    typer.Option(min=0, max=1, help="How often a slot shows another item in question; it is logged how probable."),
+]
 ProcessesOption = Annotated[
     int, typer.Option(min=1, max=256, help="Processes that answer; more than one share the model in memory.")
 ]
@@ -54,6 +58,7 @@ def serve(
     timeout: TimeoutOption = 30.0,
     cors_origin: OriginOption = [],  # noqa: B006 - typer's way to give a list a default; it is only read
     slate_log: SlateOption = None,
+    explore: ExploreOption = 0.0,
     processes: ProcessesOption = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print the address as one JSON object.")] = False,
 ) -> None:
@@ -88,6 +93,7 @@ def serve(
             keys=keys,
             origins=tuple(cors_origin),
             slate_log=slate_log,
+            explore=explore,
             broker=None if servers is None else Broker(servers, topic, security, client),
         )
         if processes > 1:

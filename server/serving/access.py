@@ -14,8 +14,8 @@ from server.serving.keys import KeyFile, Scope
 from server.serving.limits import Limits, TokenBuckets
 from server.serving.problems import RETRY_AFTER_SECONDS, problem
 
-OPEN = frozenset({"/healthz", "/readyz"})
-"""Answered without a key: a probe has none, and they say nothing about anybody."""
+OPEN = frozenset({"/", "/healthz", "/readyz"})
+"""Answered without a key: a probe and a browser have none, and they say nothing about anybody."""
 _ALWAYS = ((b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store"))
 _SCHEME = "bearer "
 

@@ -17,6 +17,7 @@ from common.recent import NOTHING, RecentEvents
 from server.serving import problems
 from server.serving.access import OPEN, Access, Patience, checked_origins
 from server.serving.bundle import Bundle, BundleSource
+from server.serving.console import add_console
 from server.serving.events import EventSink, NoBroker, event_of
 from server.serving.keys import KeyFile
 from server.serving.limits import Limits, TokenBuckets
@@ -42,6 +43,7 @@ QUICK_ITEMS = 200_000
 DEFAULT_LIMITS = Limits()
 App = FastAPI
 """What `create_app` gives, by a name that needs no web framework."""
+Answer = Callable[[Question], Awaitable[Response]]
 UserId = Annotated[str, Path(min_length=1, max_length=MAX_ID_LENGTH, examples=["196"])]
 ItemId = Annotated[str, Path(min_length=1, max_length=MAX_ID_LENGTH, examples=["50"])]
 KParameter = Annotated[int, Query(ge=1, le=MAX_K, description="How many items")]
@@ -63,6 +65,8 @@ class Answering:
         What users did since the snapshot; None leaves it at the snapshot.
     clock
         When a question is asked that does not say so.
+    explore
+        Of questions that do not say.
     """
 
     source: BundleSource
@@ -70,22 +74,29 @@ class Answering:
     new_id: RequestIds = random_request_id
     live: RecentEvents | None = None
     clock: Clock = wall_clock
+    explore: float = 0.0
 
     def is_quick(self, question: Question) -> bool:
         """Tell whether an answer takes a few milliseconds at most, so that handing it to a thread costs more."""
         plain = question.query is None and not question.explain and not question.diversity
         return plain and len(self.source.bundle().items) <= QUICK_ITEMS
 
+    def completed(self, question: Question) -> Question:
+        """Return the question with what it leaves to the service."""
+        at = self.clock() if question.at is None else question.at
+        explore = self.explore if question.explore is None else question.explore
+        return replace(question, at=at, explore=explore)
+
     def slate(self, question: Question) -> dict[str, Any]:
         """Answer from one bundle, taken once: query, items, clicks since and version belong together."""
+        question = self.completed(question)
         bundle = self.source.bundle()
         vector = None if question.query is None else self.queries.vector(bundle.model, question.query)
         recent = NOTHING
         if self.live is not None and question.user_id is not None:
             offsets = {} if bundle.stream is None else bundle.stream.snapshot.offsets
             recent = self.live.since(question.user_id, offsets)
-        asked = replace(question, at=self.clock()) if question.at is None else question
-        slate = recommend(bundle, asked, vector, self.new_id(), recent=recent)
+        slate = recommend(bundle, question, vector, self.new_id(), recent=recent)
         return slate_payload(slate, explain=question.explain)
 
 
@@ -102,6 +113,7 @@ def create_app(
     live: RecentEvents | None = None,
     slates: SlateLog | None = None,
     process: str | None = None,
+    explore: float = 0.0,
 ) -> FastAPI:
     """Build the service.
 
@@ -129,6 +141,9 @@ def create_app(
         Where slates are logged; None logs none.
     process
         Names this process where several answer; None for one alone.
+    explore
+        How often a slot is given to any of the items in question, where a question does not say; see
+        `server.serving.exploration`.
     """
     app = FastAPI(
         title="Anabranch",
@@ -152,16 +167,27 @@ def create_app(
         )
     app.add_middleware(Measured, metrics=metrics)
 
-    answering = Answering(source, queries, new_id, live, clock)
+    answering = Answering(source, queries, new_id, live, clock, explore)
+    _add_questions(app, source, _answer_with(answering, metrics, slates))
+    _add_events(app, events or NoBroker(), metrics, new_id, clock)
+    _add_state(app, source, clock, metrics)
+    add_console(app)
+    _describe(app, needs_key=keys is not None)
+    return app
+
+
+def _answer_with(answering: Answering, metrics: ServiceMetrics, slates: SlateLog | None) -> Answer:
+    """Return what gives the answer to a question, counted and logged."""
 
     def slate_of(question: Question) -> Response:
+        question = answering.completed(question)
         slate = answering.slate(question)
         metrics.slate(known_user=slate["known_user"])
         if slates is not None:
             asked = asdict(question)
             # what was typed stays out: it may say more of a person than ids do
             asked["query"] = question.query is not None
-            slates.add(clock(), asked, slate)
+            slates.add(answering.clock(), asked, slate)
         # not through the response model: it would be validated and copied once more
         return Response(msgspec.json.encode(slate), media_type="application/json")
 
@@ -170,11 +196,7 @@ def create_app(
             return slate_of(question)
         return await run_in_threadpool(slate_of, question)
 
-    _add_questions(app, source, answer)
-    _add_events(app, events or NoBroker(), metrics, new_id, clock)
-    _add_state(app, source, clock, metrics)
-    _describe(app, needs_key=keys is not None)
-    return app
+    return answer
 
 
 def _add_events(app: FastAPI, sink: EventSink, metrics: ServiceMetrics, new_id: RequestIds, clock: Clock) -> None:
@@ -192,7 +214,7 @@ def _add_events(app: FastAPI, sink: EventSink, metrics: ServiceMetrics, new_id: 
         return {"event_id": event.event_id, "partition": partition, "offset": offset}
 
 
-def _add_questions(app: FastAPI, source: BundleSource, answer: Callable[[Question], Awaitable[Response]]) -> None:
+def _add_questions(app: FastAPI, source: BundleSource, answer: Answer) -> None:
     @app.post(
         "/v1/recommendations",
         response_model=SlateOut,
@@ -213,6 +235,7 @@ def _add_questions(app: FastAPI, source: BundleSource, answer: Callable[[Questio
             deny=tuple(body.deny),
             diversity=body.diversity,
             at=body.at,
+            explore=body.explore,
         )
         return await answer(question)
 

@@ -9,10 +9,13 @@ import numpy as np
 
 from common.errors import InvalidSetting, UnknownName, UsageError
 from common.events import MAX_ID_LENGTH, MAX_TS
+from common.ids import rng_for
 from common.recent import NOTHING, Recent
 from server.serving.blended import Asked, blended
 from server.serving.bundle import Bundle
 from server.serving.diversity import pool_size, spread_out
+from server.serving.exploration import POLICY as EPSILON_GREEDY
+from server.serving.exploration import explored
 from server.serving.fusion import Fused, FusionTable, Scored, best, fuse
 from server.serving.reasons import Reason, reasons_for
 
@@ -25,7 +28,7 @@ MAX_FILTER = 1_000
 CLOSE = 16
 """So many items beyond those that are wanted are scored exactly."""
 DETERMINISTIC = "deterministic"
-"""The one policy there is: the best k, so every propensity is 1."""
+"""The policy that does not explore: the best k, so every propensity is 1."""
 
 RequestIds = Callable[[], str]
 """Gives each slate a new id, by which later clicks refer to it."""
@@ -65,6 +68,9 @@ class Question:
     at
         When it is asked, in milliseconds since the epoch: long after the user's last like it opens another visit, where
         the learner minds visits. None is not long after.
+    explore
+        0 to 1: how often a slot is given to any of the items in question; see `server.serving.exploration`. None is as
+        the service is set, or 0.
 
     Raises
     ------
@@ -83,9 +89,12 @@ class Question:
     deny: tuple[str, ...] = ()
     diversity: float = 0.0
     at: int | None = None
+    explore: float | None = None
 
     def __post_init__(self) -> None:
         checked_k(self.k)
+        if self.explore is not None and not 0.0 <= self.explore <= 1.0:
+            raise InvalidSetting(f"explore {self.explore}", expected="0 to 1, or none")
         if self.at is not None and not 0 <= self.at < MAX_TS:
             raise InvalidSetting(f"at {self.at}", expected="milliseconds since the epoch, or none")
         if not 0.0 <= self.diversity <= 1.0:
@@ -120,7 +129,7 @@ class Recommendation:
     score
         Weighted sum of z-scores: comparable within one slate, not across slates.
     propensity
-        Probability that the serving policy shows this item here. The policy is the deterministic top k, so it is 1.
+        Probability that the serving policy shows this item here, given those above it; 1 where it does not explore.
     reasons
         Their weights add up to the score; empty unless they were asked for.
     """
@@ -154,7 +163,7 @@ class Slate:
         The opinions that the scores are made of: of a user without a history popularity, and what texts and clicks say
         of items alone.
     policy
-        How the items were chosen among all.
+        How the items were chosen among all: "deterministic", or "epsilon-greedy" where the question explores.
     """
 
     request_id: str
@@ -233,14 +242,14 @@ def recommend(
     allowed, unknown = _filtered(bundle, question)
     if question.exclude_seen:
         allowed[_rows(bundle, recent.rejected)] = False
-    chosen, fused = _chosen(bundle, scored, unseen & allowed, question)
+    chosen, fused, propensities = _chosen(bundle, scored, unseen & allowed, question, request_id)
     why = reasons_for(bundle, asked.history, fused, chosen) if question.explain else [()] * len(chosen)
     items = tuple(
         Recommendation(
             item_id=bundle.items.ids[int(row)],
             rank=rank,
             score=float(score),
-            propensity=1.0,
+            propensity=float(propensities[rank - 1]),
             title=bundle.items.titles[int(row)],
             reasons=reasons,
         )
@@ -253,6 +262,7 @@ def recommend(
         items=items,
         ignored={"unknown_items": len(question.history) - len(given), **unknown},
         answered_from=scored.kinds,
+        policy=EPSILON_GREEDY if question.explore else DETERMINISTIC,
     )
 
 
@@ -307,17 +317,27 @@ def _filtered(bundle: Bundle, question: Question) -> tuple[np.ndarray, dict[str,
     return allowed, ignored
 
 
-def _chosen(bundle: Bundle, scored: Scored, eligible: np.ndarray, question: Question) -> tuple[np.ndarray, Fused]:
-    """Return the rows of the slate, in its order, and what is said of them."""
-    wanted = pool_size(question.k) if question.diversity else question.k
+def _chosen(
+    bundle: Bundle, scored: Scored, eligible: np.ndarray, question: Question, request_id: str
+) -> tuple[np.ndarray, Fused, np.ndarray]:
+    """Return the rows of the slate, in its order, what is said of them, and how probable each was."""
+    wanted = pool_size(question.k) if question.diversity or question.explore else question.k
     # the quick scores may order neighbours wrongly, by rounding: some more than are wanted are looked at closely
     pool = np.sort(best(scored.quick, eligible, wanted + CLOSE))
     closely = scored.at(pool)
     order = np.argsort(-closely.scores, kind="stable")[:wanted]
     if question.diversity:
         vectors = bundle.model.item_vectors[pool[order]]
-        order = order[spread_out(closely.scores[order], vectors, question.k, question.diversity)]
-    return pool[order], closely.at(order)
+        first = spread_out(closely.scores[order], vectors, question.k, question.diversity)
+        order = np.concatenate([order[first], np.delete(order, first)])
+    propensities = np.ones(min(question.k, len(order)))
+    if question.explore:
+        # the id, which nobody can guess, decides: so the log alone says how a slate came about
+        rng = rng_for("explore", request_id)
+        places, propensities = explored(len(order), question.k, question.explore, rng)
+        order = order[places]
+    order = order[: question.k]
+    return pool[order], closely.at(order), propensities
 
 
 def _scored(bundle: Bundle, asked: Asked, query: np.ndarray | None, eligible: np.ndarray, table: FusionTable) -> Scored:

@@ -61,6 +61,10 @@ class RecommendationRequest(BaseModel):
     at: Annotated[int, Field(ge=0, lt=MAX_TS), BeforeValidator(_integral)] | None = Field(
         default=None, description="When it is asked, in milliseconds since the epoch; now, where it is not given"
     )
+    explore: Annotated[float, Field(ge=0.0, le=1.0)] | None = Field(
+        default=None,
+        description="How often a slot is given to any item in question; as the service is set, where it is not given",
+    )
 
 
 class ReasonOut(BaseModel):
@@ -80,7 +84,9 @@ class RecommendationOut(BaseModel):
     item_id: str
     rank: int
     score: float = Field(description="Comparable within one slate only")
-    propensity: float = Field(description="Probability that the policy shows it here; 1 for the deterministic top k")
+    propensity: float = Field(
+        description="Probability that the policy shows it here, given those above; 1 for the deterministic top k"
+    )
     title: str
     reasons: list[ReasonOut] | None = None
 
@@ -120,7 +126,9 @@ class SlateOut(BaseModel):
         description="How many of the given names mean nothing here", examples=[{"unknown_items": 0}]
     )
     answered_from: list[str] = Field(description="The opinions that the scores are made of", examples=[["popularity"]])
-    policy: str = Field(description="How the items were chosen", examples=["deterministic"])
+    policy: str = Field(
+        description="How the items were chosen: deterministic or epsilon-greedy", examples=["deterministic"]
+    )
 
 
 class SimilarItemOut(BaseModel):
