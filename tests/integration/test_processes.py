@@ -16,6 +16,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from server.serving.bundle import load_bundle
+from server.serving.recommend import Question, recommend
 from stream.broker import EmbeddedBroker
 from tests.integration.test_blend_served import shop
 from tests.server.serving.conftest import board_store
@@ -164,6 +166,43 @@ def test_a_killed_process_is_replaced_and_the_rest_goes_on(tmp_path: Path) -> No
         assert service.parent.returncode == 0
         assert "the process server-1 ended with -9" in said
         assert "the process loader ended with -9" in said
+
+
+def test_under_swaps_every_answer_of_either_process_belongs_to_its_version(tmp_path: Path) -> None:
+    """Vectors of one version with the name of another would show: no two versions answer alike."""
+    root, body = tmp_path / "store", {"history": ["0", "3", "7"], "k": 8}
+    versions = [f"v{number:06d}" for number in range(1, 4)]
+    with running(root) as service:
+        registry = board_store(root)
+        for seed, version in enumerate(versions[1:], start=2):
+            publish(registry, version, seed)
+        expected = {}
+        for version in versions:
+            slate = recommend(load_bundle(registry, version), Question(history=("0", "3", "7"), k=8), None, "r")
+            expected[version] = [(item.item_id, item.score) for item in slate.items]
+        assert len({tuple(each) for each in expected.values()}) == len(versions)
+        checked = 0
+
+        def ask(clients: dict[str, httpx.Client], wanted: str) -> bool:
+            """Ask each process once; return whether all have answered with the wanted version."""
+            nonlocal checked
+            told = []
+            for client in clients.values():
+                answer = client.post(ASK, json=body)
+                assert answer.status_code == 200, answer.text
+                told.append(answer.json()["model_version"])
+                found = [(item["item_id"], item["score"]) for item in answer.json()["items"]]
+                assert found == [(item, pytest.approx(score)) for item, score in expected[told[-1]]]
+                checked += 1
+            return set(told) == {wanted}
+
+        with both(service) as clients:
+            for client in clients.values():
+                until(serves, client, versions[-1])
+            for turn in range(9):
+                registry.point("current", versions[turn % 3])
+                until(ask, clients, versions[turn % 3])
+        assert checked > 2 * 9
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
