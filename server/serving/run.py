@@ -1,6 +1,7 @@
 """Running the service: a socket bound before anything is loaded, uvicorn on it, in this thread or in another."""
 
 import errno
+import gc
 import ipaddress
 import signal
 import socket
@@ -158,6 +159,9 @@ def serve_until_stopped(
     """
     server = _server(app)
     server.stopped_by, server.on_start = stopped_by, on_start
+    # what was loaded stays: a full collection that looks through all of it would hold up the answers
+    gc.collect()
+    gc.freeze()
     with listener:
         server.run(sockets=[listener])
 
