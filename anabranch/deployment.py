@@ -166,7 +166,7 @@ def write_rehearsal(
     run: Mapping[str, object],
     *,
     port: int,
-    first_node_port: int = NODE_PORT,
+    node_ports: Sequence[int],
     clock: Clock = wall_clock,
 ) -> tuple[Path, list[Path]]:
     """Write a whole federation on loopback whose nodes hold the parts of a data set that a simulation deals them.
@@ -189,12 +189,12 @@ def write_rehearsal(
     write_superlink(superlink, link, dataset.catalogue, run, clock=clock)
     shared = {"catalogue": superlink / CATALOGUE, "cache": superlink / "cache"}
     homes = []
-    for number, config in enumerate(write_nodes(folder, dealt, settings, **shared)):
+    configs = write_nodes(folder, dealt, settings, **shared)
+    for number, (config, node_port) in enumerate(zip(configs, node_ports, strict=True)):
         home = node_folder(folder, number)
         write_catalogue(home / CATALOGUE, dataset.catalogue)
         own = {**config, "catalogue": str(home / CATALOGUE), "cache": str(home / "cache")}
         authority = (superlink / CA).read_bytes()
-        node_port = first_node_port + number
         write_supernode(home, link.address, own, authority=authority, port=node_port, threads=1)
         homes.append(home)
     return superlink, homes

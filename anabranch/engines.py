@@ -18,7 +18,7 @@ from flwr.app import Context, RecordDict
 from flwr.serverapp import Grid
 
 from client.app import app_of
-from common.errors import ArtifactCorrupt, InvalidSetting
+from common.errors import ArtifactCorrupt, InvalidSetting, RoundError
 from common.store import write_atomic
 from server.app import make_app
 from server.fleet.base import Fleet
@@ -169,7 +169,7 @@ class OnRay:
         def main(grid: Grid, context: Context) -> None:
             OnGrid(grid, context, self._nodes, simulated=True).conduct(conduct, run_folder)
 
-        self._start_ray()
+        start_ray(self._workers, self._address)
         with _quiet("flwr"):
             run_simulation(
                 app,
@@ -178,29 +178,38 @@ class OnRay:
                 backend_config={"client_resources": {"num_cpus": 1, "num_gpus": self._gpus}},
             )
 
-    def _start_ray(self) -> None:
-        """Start Ray before Flower does, so that workers compute and import as the in-process ones do."""
-        # no telemetry; and no warning of what a later Ray will do without GPUs
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        import ray
 
-        environment = {
-            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
-            "OMP_NUM_THREADS": "1",
-            "FLWR_TELEMETRY_ENABLED": "0",
-            "FLWR_DISABLE_UPDATE_CHECK": "1",
-        }
-        # Ray has no password: on one machine it is to be reached from there alone
-        here = {"num_cpus": self._workers or None, "_node_ip_address": "127.0.0.1"}
-        place = {"address": self._address} if self._address else here
-        ray.init(
-            **place,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            runtime_env={"env_vars": environment},
-        )
+def start_ray(workers: int = 0, address: str | None = None) -> None:
+    """Start Ray before Flower does, so that its workers compute and import as the in-process ones do.
+
+    Raises
+    ------
+    RoundError
+        When Ray does not start, or nobody answers at the address.
+    """
+    # no telemetry; and no warning of what a later Ray will do without GPUs
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import ray
+
+    environment = {
+        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+        "OMP_NUM_THREADS": "1",
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+    }
+    # Ray has no password: on one machine it is to be reached from there alone
+    here = {"num_cpus": workers or None, "_node_ip_address": "127.0.0.1"}
+    place = {"address": address} if address else here
+    common = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
+    try:
+        ray.init(**place, **common, runtime_env={"env_vars": environment})
+    except Exception as error:  # Ray raises bare Exceptions, as when a busy machine is slow to start it
+        raise RoundError(
+            f"Ray {f'at {address} ' if address else ''}does not start: {error}",
+            consequence="no round is begun",
+            mend="see Ray's own logs, or use --engine inprocess",
+        ) from error
 
 
 @contextmanager

@@ -31,7 +31,7 @@ from aggregate import SHAPES
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from anabranch.engines import AHEAD
+from anabranch.engines import AHEAD, start_ray
 from common.encoder.adapter import initial_adapter
 from common.ids import arrays_sha256
 from common.instructions import Objective, PrivacyTerms, TrainRequest
@@ -119,10 +119,12 @@ def compare(ours: InProcessGrid) -> dict[str, list[float]]:
     @server.main()
     def main(grid: Grid, context: Context) -> None:
         theirs = GridFleet(grid)
+        while len(theirs.nodes()) < FEW:  # they are registered while the ServerApp starts
+            time.sleep(0.1)
         one_round(theirs, FEW)  # its actors load their libraries
         found.update(take_turns({**rounds, "Ray": lambda: one_round(theirs, FEW)}))
 
-    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+    start_ray(WORKERS)
     run_simulation(server, trivial, FEW, backend_config={"client_resources": {"num_cpus": 1, "num_gpus": 0.0}})
     return found
 

@@ -148,9 +148,8 @@ def rehearse(
     settings = settings_of(usual | run)
     dataset = load_dataset(data, seed=seed, notice=out.note)
     federation = {"simulated": False, **run, "store": "store"}
-    superlink_folder, homes = write_rehearsal(
-        folder, dataset, settings, federation, port=port, first_node_port=first_node_port
-    )
+    node_ports = range(first_node_port, first_node_port + nodes)
+    superlink_folder, homes = write_rehearsal(folder, dataset, settings, federation, port=port, node_ports=node_ports)
     steps = [f"{superlink_folder}/start.sh, in a terminal of its own"]
     for home in homes:
         steps += [

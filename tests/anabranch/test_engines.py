@@ -3,16 +3,18 @@
 import importlib.util
 import json
 import pickle
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from anabranch.engines import ROLL_NAME, OnRay, read_roll
+from anabranch.engines import ROLL_NAME, OnRay, read_roll, start_ray
 from anabranch.nodes import write_configs, write_nodes
 from anabranch.simulation_settings import SimulationSettings
 from client.app import app, app_of
 from client.configuration import node_settings
-from common.errors import ArtifactCorrupt, InvalidSetting, UnknownName
+from common.errors import ArtifactCorrupt, InvalidSetting, RoundError, UnknownName
 from common.events import Interaction
 
 
@@ -21,6 +23,15 @@ def test_without_ray_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPat
     with pytest.raises(InvalidSetting, match=r"without Ray.*nothing was trained.*pip install .*\[ray\]") as refusal:
         OnRay(Path("nodes"), 3)
     assert "\n" not in str(refusal.value)
+
+
+def test_a_ray_that_does_not_start_begins_no_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(**settings: object) -> None:
+        raise Exception("the node timed out")  # as Ray itself does
+
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(init=fail))
+    with pytest.raises(RoundError, match=r"Ray at h:1 does not start: the node timed out; no round is begun"):
+        start_ray(address="h:1")
 
 
 @pytest.mark.parametrize(

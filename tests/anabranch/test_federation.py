@@ -29,7 +29,12 @@ def test_defaults_differ_only_where_the_first_run_is_to_be_small() -> None:
     assert differing == {"clients", "rounds", "data", "store", "resume"}
     settings = settings_of(given)
     assert settings == SimulationSettings(
-        clients=2, cohort=2, rounds=3, resume=True, privacy=settings.privacy, server_learning_rate=0.01
+        clients=2,
+        cohort=2,
+        rounds=3,
+        resume=True,
+        privacy=settings.privacy,
+        server_learning_rate=settings.server_learning_rate,
     )
 
 

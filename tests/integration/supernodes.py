@@ -27,8 +27,8 @@ from tests.house.tree import ROOT
 DATA = "synthetic:users=30,items=40"
 NODES = 3
 ROUNDS = 3
-START_S = 120.0
-RUN_S = 900.0
+START_S = 300.0
+RUN_S = 1500.0
 
 
 def free_ports(count: int) -> list[int]:
@@ -104,7 +104,7 @@ class Federation:
         given = options(bert)
         self.settings: SimulationSettings = settings_of(given)
         keys = ("data", "clients", "rounds", "encoder", "device", "window", "negatives", "delta", "sample_rate")
-        run = {"simulated": False, "wait": 240.0, **{key.replace("_", "-"): given[key] for key in keys}}
+        run = {"simulated": False, "wait": 600.0, **{key.replace("_", "-"): given[key] for key in keys}}
         self.superlink, self.nodes = write_rehearsal(
             folder, dataset(), self.settings, run, port=self.port, node_ports=self.node_ports
         )
