@@ -96,7 +96,7 @@ class PrivacyTerms:
     unit: PrivacyUnit = "user"
     epsilon: float = 8.0
     delta: float = 1e-4
-    sample_rate: float = 0.2
+    sample_rate: float = 0.3
     noise: Noise = "local"
     cohort_rate: float = 1.0
 

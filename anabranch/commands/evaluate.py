@@ -34,7 +34,7 @@ def federated(
     noises: Annotated[str, typer.Option(help="Who adds the noise: local, server, shared; by commas.")] = "local",
     strategy: Annotated[str, typer.Option(help="Aggregation; see `anabranch simulate --help`.")] = "fedsvd",
     delta: Annotated[float, typer.Option(help="Delta of the guarantees; below one over a node's records.")] = 1e-4,
-    sample_rate: Annotated[float, typer.Option(help="Chance of each record to take part in a step.")] = 0.2,
+    sample_rate: Annotated[float, typer.Option(help="Chance of each record to take part in a step.")] = 0.4,
     window: Annotated[int, typer.Option(help="Most clicks in a record.")] = 12,
     negatives: Annotated[int, typer.Option(help="Sampled items a record.")] = 16,
     clip: Annotated[float, typer.Option(help="Bound on a record's gradient norm.")] = 0.5,

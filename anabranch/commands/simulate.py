@@ -34,8 +34,8 @@ class Effort(NamedTuple):
 
 
 WITHOUT_NOISE = Effort(0.15, 8, 3.0, 0.03, 20, 32)
-ONE_NOISE = Effort(0.2, 1, 1.0, 0.02, 12, 16)
-NOISE_EACH = Effort(0.2, 1, 1.0, 0.01, 12, 16)
+ONE_NOISE = Effort(0.4, 1, 1.0, 0.02, 12, 16)
+NOISE_EACH = Effort(0.3, 1, 1.0, 0.01, 12, 16)
 
 
 def effort_of(unit: str, noise: str, given: dict[str, Any]) -> Effort:
@@ -61,7 +61,7 @@ def simulate(
     min_replies: Annotated[int, typer.Option(help="Fewer updates fail a round; 0: 1, or 2/3 when secure.")] = 0,
     epsilon: Annotated[float, typer.Option(help="Budget of every client over the whole run.")] = 8.0,
     delta: Annotated[float, typer.Option(help="Delta of the guarantee; below one over a node's records.")] = 1e-4,
-    sample_rate: Annotated[float | None, typer.Option(help="Chance of a record a step; 0.2, privacy off 0.15.")] = None,
+    sample_rate: Annotated[float | None, typer.Option(help="Chance of a record a step; 0.3 to 0.4, off 0.15.")] = None,
     window: Annotated[int | None, typer.Option(help="Most clicks in a record; 12, privacy off 20.")] = None,
     negatives: Annotated[int | None, typer.Option(help="Sampled items a record; 16, privacy off 32.")] = None,
     clip: Annotated[float, typer.Option(help="Bound on a record's gradient norm.")] = 0.5,

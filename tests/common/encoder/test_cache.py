@@ -51,7 +51,7 @@ def test_other_texts_are_another_file(tiny: TextEncoder, tmp_path: Path) -> None
 
 
 def test_another_split_is_another_file(tiny: TextEncoder, tiny_bert: Path, tmp_path: Path) -> None:
-    spec = EncoderSpec(name=str(tiny_bert), path=str(tiny_bert), trained_layers=1)
+    spec = EncoderSpec(name=str(tiny_bert), path=str(tiny_bert), trained_layers=2)
     open_or_build(tmp_path, tiny, TEXTS)
     open_or_build(tmp_path, TextEncoder.load(spec), TEXTS)
     assert len(list(tmp_path.iterdir())) == 2
