@@ -174,16 +174,17 @@ def serving(shop: Shop) -> Iterator[Service]:
 
 
 @contextmanager
-def learning(shop: Shop) -> Iterator[None]:
-    """Send clicks at a constant rate, and learn them, while the block runs."""
-    over = threading.Event()
+def learning(shop: Shop) -> Iterator[dict[str, float]]:
+    """Send clicks at a constant rate, and learn them, while the block runs; afterwards what is given tells how many."""
+    over, told = threading.Event(), dict[str, float]()
+    begun = time.monotonic()
 
     def clicks() -> Iterator[Interaction]:
-        rng, begun = np.random.default_rng(1), time.monotonic()
-        number = 0
+        rng, number = np.random.default_rng(1), 0
         while not over.is_set():
             yield click(FIRST_CLICKS + number, shop.items, rng)
             number += 1
+            told["sent"] = number
             ahead = number / EVENTS_A_SECOND - (time.monotonic() - begun)
             if ahead > 0.02:
                 time.sleep(ahead)
@@ -194,12 +195,15 @@ def learning(shop: Shop) -> Iterator[None]:
     )
     sender.start()
     try:
-        yield
+        yield told
     finally:
         over.set()
         sender.join()
+        seconds = time.monotonic() - begun
         worker.terminate()
-        worker.communicate(timeout=60)
+        report = json.loads(worker.communicate(timeout=120)[0])
+        told["sent_a_second"] = round(told.pop("sent") / seconds, 1)
+        told["learned_a_second"] = round((report["events"] - report["resumed_from"]) / seconds, 1)
 
 
 @contextmanager
@@ -260,7 +264,7 @@ def until_visible(service: Service, clicks: int) -> dict[str, float]:
 def ours(shop: Shop, folder: Path, seconds: float) -> dict[str, object]:
     """Return all figures of our service for one population."""
     asked, rate, registry = questions(shop, folder), RATES[shop.items], Registry.open(shop.root)
-    with serving(shop) as service, learning(shop):
+    with serving(shop) as service, learning(shop) as events:
         load(service.ask, asked, max(2.0, seconds / 3), rate)  # warm
         before = service.cpu_s()
         steady = load(service.ask, asked, seconds, rate)
@@ -273,6 +277,7 @@ def ours(shop: Shop, folder: Path, seconds: float) -> dict[str, object]:
         megabytes = service.megabytes()
     return {
         "rate": rate,
+        "events": events,
         "while_learning": steady.row(),
         "cpu_ms_an_answer": round(1e3 * used / steady.asked, 2),
         "with_a_swap_every_2_s": {**swapped.row(), "swaps": len(moved)},
@@ -421,7 +426,7 @@ def main() -> None:
         claim, figures = "serve_memory", lambda: memory(1_000_000, 100_000)
     else:
         claim = "serve"
-        figures = lambda: measure(given.items or list(RATES), 3.0 if given.quick else 9.0)  # noqa: E731
+        figures = lambda: measure(given.items or list(RATES), 3.0 if given.quick else 7.0)  # noqa: E731
         if not has_implicit():
             print("implicit is not installed: pip install implicit; its rows are left out")
     found = {
