@@ -3,7 +3,7 @@
 MovieLens-100K in the order of time, each user's clicks to one of 8 learners; after every so many events of all of them
 each takes up what the others learned about items, as `anabranch stream learn --scale-out` does at its checkpoints. The
 first fifth is only learned; then each like of an item that is new to the user is predicted first, among all items.
-Beside it one learner that learns everything. ``--learner blend`` takes minutes.
+Beside it one learner that learns everything.
 """
 
 import argparse
@@ -18,6 +18,7 @@ from common.settings import feedback_of
 from stream.kafka_log import partition_of
 from stream.learner.blend import Blend
 from stream.learner.mf import MF
+from stream.learner.parts import Arrays
 from stream.learner.sharing import Sharing
 
 PARTITIONS = 8
@@ -32,7 +33,7 @@ def recall_of(kind: str, items: tuple[str, ...], events: Sequence[Interaction], 
     for learner in learners:
         learner.add_items(items)
     owns = [learner.state_arrays() for learner in learners]
-    before, total = owns, owns[0]
+    total: Arrays | None = None
     hits = tested = 0
     for number, event in enumerate(events, 1):
         feedback, learner = feedback_of(event), learners[partition_of(event.user_id, parts)]
@@ -44,8 +45,10 @@ def recall_of(kind: str, items: tuple[str, ...], events: Sequence[Interaction], 
             learner.learn_one(event.user_id, event.item_id, feedback.sign * feedback.weight)
         if parts > 1 and number % every == 0:
             now = [each.state_arrays() for each in learners]
-            owns = now if total is owns[0] else [sharing.own(*each) for each in zip(before, [total] * parts, now)]
-            total, before = sharing.total(owns), owns
+            owns = [
+                state if total is None else sharing.own(own, total, state) for own, state in zip(owns, now, strict=True)
+            ]
+            total = sharing.total(owns)
             for each, own in zip(learners, owns, strict=True):
                 each.load_state(sharing.together(total, [own], each.events))
     return hits / tested

@@ -39,7 +39,7 @@ from stream.settings import LearnReport, WorkerSettings
 from stream.shard import Shard, other_partitions
 from stream.shared_items import SharedItems
 from stream.shared_snapshot import SharedSnapshot
-from stream.source import Log, Record, TopicInfo
+from stream.source import Log, Record, TopicInfo, in_time
 from stream.state import Decoder, ItemTexts, Served, StreamState
 
 _LOG = logging.getLogger("anabranch.stream")
@@ -52,7 +52,7 @@ _JOIN_WITHIN_S = 30.0
 """So long a worker that has no partitions yet is not idle."""
 _WRITERS = 8
 """So many partitions are written at once."""
-_SHARE_AT_MOST = 0.2
+_SHARE_AT_MOST = 0.5
 """Taking up what others learned may take this share of the time; on a large catalogue it is done less often then."""
 
 
@@ -105,7 +105,7 @@ class GroupWorker:
         self._identity = ""
         self._owned = False  # whether it ever had a partition
         self._stored_at = self._last_record = self._answered = self._described_at = self._looked = time.monotonic()
-        self._share_after = 0.0
+        self._share_after = self._published_at = 0.0
 
     def _make(self) -> StreamState:
         """Return the state of a partition of which nothing is known."""
@@ -236,7 +236,7 @@ class GroupWorker:
         return self._checkpoint(list(self.shards.values()))
 
     def _apply(self, records: Sequence[Record]) -> None:
-        for record in records:
+        for record in in_time(records):
             shard = self.shards.get(record.partition)
             if shard is None:
                 continue
@@ -395,14 +395,20 @@ class GroupWorker:
         fresh = self.shared.refresh(self._store, self.shards, self._notice) or bool(changed)
         if fresh and time.monotonic() >= self._share_after:
             self._share(list(self.shards.values()))  # 3
-            if min(self._store.numbers(), default=-1) in self.shards:
-                self._snapshot.publish(self._clock(), self._notice)
             spent = time.monotonic() - self._stored_at
             self._share_after = time.monotonic() + spent * (1 / _SHARE_AT_MOST - 1)
+        if fresh and min(self._store.numbers(), default=-1) in self.shards:
+            self._publish()
         if changed:
             self._source.commit(self._offsets())  # 4
             self._meter.checkpointed(time.monotonic() - began, size)
         return True
+
+    def _publish(self) -> None:
+        """Publish a snapshot, but not more often than time alone would ask for checkpoints."""
+        if time.monotonic() - self._published_at >= self.settings.checkpoint_seconds:
+            self._snapshot.publish(self._clock(), self._notice)
+            self._published_at = time.monotonic()
 
     def _store_all(self, shards: Iterable[Shard]) -> int:
         """Do steps 1 and 2 for partitions; one that somebody else owns is dropped. Return the bytes."""

@@ -24,6 +24,8 @@ LINGER_MS = 20
 BATCH_BYTES = 256 * 1024
 POLL_RECORDS = 5000
 FETCH_BYTES = 4 * 1024 * 1024
+_SMALL_POLLS = {"max_poll_records": 1000, "max_partition_fetch_bytes": 256 * 1024}
+"""Of a member of a group: its partitions must get on together, or one is caught up while the others wait."""
 TRANSACTION_MS = 10_000
 """A transaction whose writer died is undone after this; until then readers wait before it."""
 HEARTBEAT_MS, SESSION_MS = 1_000, 10_000
@@ -112,6 +114,7 @@ class KafkaSource:
 
     def __init__(self, log: KafkaLog, topic: str, group: str, **more: Any) -> None:
         self._log, self._topic = log, topic
+        fetching = {"max_poll_records": POLL_RECORDS, "max_partition_fetch_bytes": FETCH_BYTES}
         with broker_answers(log.servers):
             self._consumer = KafkaConsumer(
                 bootstrap_servers=log.servers,
@@ -122,12 +125,10 @@ class KafkaSource:
                 auto_offset_reset="none",
                 allow_auto_create_topics=False,
                 isolation_level="read_committed",
-                max_poll_records=POLL_RECORDS,
-                max_partition_fetch_bytes=FETCH_BYTES,
                 metadata_max_age_ms=30_000,
                 reconnect_backoff_max_ms=_RECONNECT_MS,
                 **log.security.kafka_options(),
-                **more,
+                **{**fetching, **more},
             )
 
     def topic(self) -> TopicInfo | None:
@@ -222,6 +223,7 @@ class KafkaMember(KafkaSource):
             heartbeat_interval_ms=HEARTBEAT_MS,
             session_timeout_ms=SESSION_MS,
             max_poll_interval_ms=POLL_WITHIN_MS,
+            **_SMALL_POLLS,
         )
         self._owner = owner
         self._join()

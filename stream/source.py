@@ -11,6 +11,7 @@ holds for all: `tests/contracts/test_logs.py`.
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from heapq import merge
 from typing import Protocol
 
 Headers = Sequence[tuple[str, bytes]]
@@ -252,3 +253,14 @@ def read_to_end(source: Source, partitions: Collection[int], start: Mapping[int,
         at = source.positions()
         if quiet and all(at[part] >= end for part, (_, end) in bounds.items()):
             return
+
+
+def in_time(records: Sequence[Record]) -> Iterator[Record]:
+    """Return what a poll gave: the records of each partition in their order, those of different ones as they were sent.
+
+    Polls give one partition after the other; where all are behind, one would be caught up while the others wait.
+    """
+    parts: dict[int, list[Record]] = {}
+    for record in records:
+        parts.setdefault(record.partition, []).append(record)
+    return merge(*parts.values(), key=lambda record: record.timestamp)

@@ -9,9 +9,9 @@ from kafka import TopicPartition
 
 from common.errors import InvalidSetting, OffsetLost, StreamError, UnknownName
 from stream.kafka_log import KafkaLog
-from stream.source import Log, Record, Source, TransactionalSink, read_to_end
+from stream.source import Log, Record, Source, TransactionalSink, in_time, read_to_end
 from stream.topics import admin_client
-from tests.memory_log import MemoryLog
+from tests.memory_log import MemoryLog, MemoryRecord
 
 # what a log cannot do, with the reason; docs/operations.md has the same list
 CANNOT = {
@@ -306,6 +306,17 @@ def test_a_newer_writer_of_the_name_ends_the_older(case: Case, topic: str, reade
         if newer is not None:
             newer.close()
     assert values(list(read_to_end(reader(topic), [0], {}))) == [b"newer"]
+
+
+def test_what_was_polled_is_given_as_it_was_sent() -> None:
+    def sent(partition: int, offset: int, at: int) -> MemoryRecord:
+        return MemoryRecord("t", partition, offset, None, b"", (), at)
+
+    # a clock that went back keeps nobody from the order of its own partition
+    records = [sent(0, 0, 10), sent(0, 1, 40), sent(0, 2, 30), sent(1, 7, 20), sent(1, 9, 50), sent(2, 3, 5)]
+    found = [(record.partition, record.offset) for record in in_time(records)]
+    assert found == [(2, 3), (0, 0), (1, 7), (0, 1), (0, 2), (1, 9)]
+    assert list(in_time([])) == []
 
 
 # --- members of a group -----------------------------------------------------------------------------------------------
