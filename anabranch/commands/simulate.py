@@ -1,5 +1,6 @@
 """`anabranch simulate`: federated rounds on one machine."""
 
+import math
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
@@ -42,7 +43,16 @@ def effort_of(unit: str, noise: str, given: dict[str, Any]) -> Effort:
     """Return the effort that was given, filled up with what suits the unit and the place of the noise.
 
     Noise is what makes few, small, careful steps right; without it there is no reason for them.
+
+    Raises
+    ------
+    UsageError
+        When a rate moves nothing, or is no number.
     """
+    for name in ("client_rate", "server_rate"):
+        rate = given.get(name)
+        if rate is not None and not 0 < rate < math.inf:
+            raise UsageError(f"--{name.replace('_', '-')} {rate}", expected="a finite rate above 0")
     usual = WITHOUT_NOISE if unit == "off" else NOISE_EACH if noise == "local" else ONE_NOISE
     return usual._replace(**{name: given[name] for name in Effort._fields if given.get(name) is not None})
 

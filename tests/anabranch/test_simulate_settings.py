@@ -46,3 +46,10 @@ def test_ranks_are_read() -> None:
 def test_a_window_of_time_must_be_one(since: float, until: float) -> None:
     with pytest.raises(InvalidSetting, match="since"):
         SimulationSettings(since=since, until=until)
+
+
+@pytest.mark.parametrize("option", ["client_rate", "server_rate"])
+@pytest.mark.parametrize("rate", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_rate_that_moves_nothing_is_refused_by_the_options_name(option: str, rate: float) -> None:
+    with pytest.raises(UsageError, match=option.replace("_", "-")):
+        settings_of(DEFAULTS | {option: rate})
