@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,6 +28,8 @@ from server.serving.shared import BundleFolder
 
 log = logging.getLogger(__name__)
 LOADER = "loader"
+LOOKED, LOOK_S = "looked", 0.02
+"""A file that is there once the loader has looked at the store for the first time, and how often it is looked for."""
 METRICS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 """prometheus_client keeps its figures in files of this folder, which it adds up; it is read when it is imported."""
 
@@ -121,6 +124,7 @@ def _load(settings: ProcessSettings, link: ParentLink) -> None:
     link.watch(stop.set)
     source = ReloadingSource(serving.store, serving.reload_every, keep=BundleFolder(settings.folder).write)
     with source.polling():
+        (settings.folder.parent / LOOKED).touch()
         link.ready()
         stop.wait()
 
@@ -133,7 +137,10 @@ def _answer(settings: ProcessSettings, link: ParentLink, listener: socket.socket
     pin_blas_threads()
     # the client's retries stay out of people's sight, as in the other commands
     logging.getLogger("kafka").setLevel(logging.CRITICAL)
+    link.watch(lambda: os.kill(os.getpid(), signal.SIGTERM))
     queries = lazy_queries(settings.device)
+    while not (settings.folder.parent / LOOKED).exists():
+        time.sleep(LOOK_S)  # else the encoder would be loaded by the first question that needs it
     with settings.serving.running(queries, settings.folder, role) as (app, source):
         try:
             queries.warm(source.bundle().model)
@@ -142,7 +149,6 @@ def _answer(settings: ProcessSettings, link: ParentLink, listener: socket.socket
         except AnabranchError as error:
             # one that replaces another goes on with all other questions
             log.warning("questions with a text are refused: %s", error)
-        link.watch(lambda: os.kill(os.getpid(), signal.SIGTERM))
         serve_until_stopped(app, listener, stopped_by=(signal.SIGTERM,), on_start=link.ready)
 
 
