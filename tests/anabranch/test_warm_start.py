@@ -127,7 +127,8 @@ def test_a_start_from_another_store_or_without_one(tiny_bert: Path, tmp_path: Pa
 
 def test_nodes_of_several_ranks_through_the_real_app(tiny_bert: Path, tmp_path: Path) -> None:
     store = tmp_path / "store"
-    several = settings_for(tiny_bert, ranks=(2, 4))
+    # everybody takes part: by chance a node of sixteen users may have nobody to train on
+    several = settings_for(tiny_bert, ranks=(2, 4), privacy=replace(OFF, sample_rate=1.0))
     mixed = simulate(store, several)
     clients = mixed["clients"]
     assert isinstance(clients, dict)
