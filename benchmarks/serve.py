@@ -21,6 +21,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -327,11 +329,7 @@ def peer(kind: str, shop: Shop, folder: Path, seconds: float, rate: float) -> di
 
 def has_implicit() -> bool:
     """Tell whether implicit is installed."""
-    try:
-        import implicit  # noqa: F401
-    except ImportError:
-        return False
-    return True
+    return find_spec("implicit") is not None
 
 
 def measure(sizes: list[int], seconds: float) -> dict[str, object]:
@@ -426,7 +424,7 @@ def main() -> None:
         claim, figures = "serve_memory", lambda: memory(1_000_000, 100_000)
     else:
         claim = "serve"
-        figures = lambda: measure(given.items or list(RATES), 3.0 if given.quick else 7.0)  # noqa: E731
+        figures = partial(measure, given.items or list(RATES), 3.0 if given.quick else 7.0)
         if not has_implicit():
             print("implicit is not installed: pip install implicit; its rows are left out")
     found = {

@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from common.blends import BlendMembers
-from common.errors import ArtifactCorrupt, StoreMismatch
+from common.errors import ArtifactCorrupt, NoModel, StoreMismatch
 from common.items import Catalogue
 from common.manifests import Manifest
 from common.snapshots import MFSnapshot, read_snapshot
@@ -175,6 +175,23 @@ class BundleSource(Protocol):
     def models(self) -> tuple[tuple[str, ...], str | None]:
         """Return the names of all versions, in order, and of the current one."""
         ...
+
+
+def published(bundle: Bundle | None, root: Path | str) -> Bundle:
+    """Return the bundle of a store that has one.
+
+    Raises
+    ------
+    NoModel
+        Before the first one.
+    """
+    if bundle is None:
+        raise NoModel(
+            f"{root} holds no current model",
+            expected="a published version",
+            mend=f"anabranch simulate --store {root}",
+        )
+    return bundle
 
 
 def load_model(registry: Registry, version: str = CURRENT) -> Model:

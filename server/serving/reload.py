@@ -11,7 +11,16 @@ from typing import TypeVar
 
 from common.errors import AnabranchError, NoModel
 from server.registry import CURRENT, Registry
-from server.serving.bundle import Bundle, Model, Stream, load_model, load_stream, snapshot_name, snapshots_folder
+from server.serving.bundle import (
+    Bundle,
+    Model,
+    Stream,
+    load_model,
+    load_stream,
+    published,
+    snapshot_name,
+    snapshots_folder,
+)
 from server.serving.polling import polled
 from server.serving.tables import ItemTable
 
@@ -91,14 +100,7 @@ class ReloadingSource:
         NoModel
             Before the first one.
         """
-        bundle = self._bundle
-        if bundle is None:
-            raise NoModel(
-                f"{self._root} holds no current model",
-                expected="a published version",
-                mend=f"anabranch simulate --store {self._root}",
-            )
-        return bundle
+        return published(self._bundle, self._root)
 
     def models(self) -> tuple[tuple[str, ...], str | None]:
         """Return the names of all versions, in order, and of the current one."""

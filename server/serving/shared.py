@@ -22,7 +22,7 @@ from common.manifests import Manifest, decode_manifest, encode_manifest
 from common.snapshots import ARRAYS, MFSnapshot
 from common.store import map_arrays, pack_arrays
 from server.registry import CURRENT
-from server.serving.bundle import VECTORS_TENSOR, Bundle, Model, Stream
+from server.serving.bundle import VECTORS_TENSOR, Bundle, Model, Stream, published
 from server.serving.polling import polled
 from server.serving.sums import ItemSums
 from server.serving.tables import ItemTable, ids_from
@@ -198,10 +198,7 @@ class MappedSource:
         NoModel
             Before the first one.
         """
-        bundle = self._bundle
-        if bundle is None:
-            raise NoModel(f"{self._root} holds no current model", expected="a published version")
-        return bundle
+        return published(self._bundle, self._root)
 
     def models(self) -> tuple[tuple[str, ...], str | None]:
         """Return the names of all versions, in order, and of the current one."""
