@@ -261,7 +261,8 @@ def test_two_members_share_and_one_leaves(kafka: str, topic: str, tmp_path: Path
     for thread in threads:
         thread.start()
     deadline = time.monotonic() + 60
-    while not (had["b"] and had["a"][-1] == had["b"][-1] == PARTS // 2) and time.monotonic() < deadline:
+    halves = [PARTS // 2]
+    while not (had["a"][-1:] == had["b"][-1:] == halves) and not failed and time.monotonic() < deadline:
         time.sleep(0.05)
     leave.set()
     threads[1].join(60)

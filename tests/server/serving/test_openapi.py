@@ -60,6 +60,11 @@ CONFIG_EMPTY = {
     }
 }
 FEW, MANY = 8, 150
+# Hypothesis looks at the state of `random` before and after a draw; the threads of the service and of Kafka's client
+# draw from it in between, which is no fault of a strategy
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Do not use the .random. module inside strategies:hypothesis.errors.HypothesisDeprecationWarning"
+)
 
 
 @pytest.fixture(scope="module")
