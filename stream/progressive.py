@@ -19,7 +19,9 @@ from common.errors import CheckpointMismatch, EmptyData, InvalidSetting
 from common.events import Interaction
 from common.progress import Progress, silent
 from common.settings import feedback_of
-from stream.learner.base import ArrayRanker, grown, pack_ids, unpack_ids
+from stream.learner.base import ArrayRanker
+from stream.learner.packing import pack_ids, unpack_ids
+from stream.learner.rows import grown
 
 CANDIDATES = "every item known at the time, the user's liked ones left out"
 TIES = "against the model: an equal score ranks above the target"

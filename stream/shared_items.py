@@ -12,7 +12,7 @@ import numpy as np
 
 from common.errors import ArtifactCorrupt
 from stream.checkpoint import Checkpoint
-from stream.learner.base import pack_ids, unpack_ids
+from stream.learner.packing import pack_ids, unpack_ids
 from stream.learner.parts import Arrays
 from stream.learner.sharing import Sharing
 from stream.partitions import Mark, PartitionStore

@@ -1,8 +1,25 @@
-"""Rows of places, few of them taken, as arrays of what is taken."""
+"""Ids as arrays; and rows of places, few of them taken, as arrays of what is taken."""
+
+from collections.abc import Iterable
+from itertools import accumulate, pairwise
 
 import numpy as np
 
 from common.errors import CheckpointMismatch
+
+
+def pack_ids(ids: Iterable[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the ids as int64 ends and one uint8 array of UTF-8."""
+    encoded = [text.encode() for text in ids]
+    ends = np.fromiter(accumulate(map(len, encoded)), dtype=np.int64, count=len(encoded))
+    return ends, np.frombuffer(b"".join(encoded), dtype=np.uint8)
+
+
+def unpack_ids(ends: np.ndarray, content: np.ndarray) -> list[str]:
+    """Return what `pack_ids` packed."""
+    raw = content.tobytes()
+    starts = [0, *ends.tolist()]
+    return [raw[start:end].decode() for start, end in pairwise(starts)]
 
 
 def packed_places(key: np.ndarray, value: np.ndarray) -> dict[str, np.ndarray]:

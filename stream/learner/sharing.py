@@ -18,8 +18,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from common.errors import InvalidSetting
-from stream.learner.base import ArrayRanker, pack_ids, unpack_ids
-from stream.learner.packing import packed_places, unpacked_places
+from stream.learner.base import ArrayRanker
+from stream.learner.packing import pack_ids, packed_places, unpack_ids, unpacked_places
 from stream.learner.pair_sums import add_pairs, scales_of
 from stream.learner.parts import Arrays
 from stream.learner.text import change_of

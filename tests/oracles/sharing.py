@@ -5,8 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from stream.learner.base import unpack_ids
-from stream.learner.packing import unpacked_places
+from stream.learner.packing import unpack_ids, unpacked_places
 
 State = Mapping[str, np.ndarray]
 

@@ -6,9 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.errors import InvalidSetting
-from stream.learner.base import grown, pack_ids, unpack_ids
 from stream.learner.kernels import rank_among
 from stream.learner.mf import MF
+from stream.learner.packing import pack_ids, unpack_ids
+from stream.learner.rows import grown
 from tests.oracles.folded_mf import FoldedMF
 
 
