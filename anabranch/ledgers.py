@@ -16,7 +16,8 @@ from common.errors import LedgerCorrupt, PrivacyError
 from common.manifests import Manifest
 from common.privacy import PrivacySpend
 from common.progress import Progress, silent
-from server.registry import CURRENT, STORE_NAME, Registry
+from server.registry import CURRENT, Registry
+from server.store_info import STORE_NAME
 
 LEDGER_NAME = "ledger.sqlite"
 RDP_TOLERANCE = 1e-6

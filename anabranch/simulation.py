@@ -34,10 +34,11 @@ from server.fleet.base import Fleet
 from server.intake import RoundRecord
 from server.plan import RunPlan, least_threshold
 from server.pool import ServerNoise
-from server.registry import CATALOGUE_NAME, CURRENT, Registry, StoreInfo
+from server.registry import CURRENT, Registry
 from server.release import Publisher, is_promoted, row_slices
 from server.rounds import RoundLoop, RoundStore, RunState
 from server.starts import begin, first_state, newest_start, run_folder, start_from, started
+from server.store_info import CATALOGUE_NAME, StoreInfo
 
 ROUNDS = "rounds"
 

@@ -38,9 +38,10 @@ from common.events import Interaction
 from common.items import Catalogue, Item
 from common.manifests import Manifest
 from common.store import pack_arrays
-from server.registry import Registry, StoreInfo
+from server.registry import Registry
 from server.serving.bundle import ADAPTER_FILE, VECTORS_FILE, VECTORS_TENSOR
 from server.serving.run import bind, url_of
+from server.store_info import StoreInfo
 from stream.connect import open_log
 from stream.producer import produce
 

@@ -16,10 +16,8 @@ import hashlib
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import msgspec
 import numpy as np
 
 from common.errors import (
@@ -31,46 +29,17 @@ from common.errors import (
     VersionExists,
     VersionNotFound,
 )
-from common.items import Catalogue, Item
-from common.manifests import FORMAT, Manifest
+from common.items import Catalogue
+from common.manifests import Manifest
 from common.store import unpack_arrays
 from server.storage import storage_at
 from server.storage.base import VERSIONS, Storage
 from server.storage.local import LocalStorage
+from server.store_info import STORE_NAME, StoreInfo, read_description, refuse_difference, write_description
 
-STORE_NAME = "store.json"
-CATALOGUE_NAME = "catalogue.jsonl"
 CURRENT = "current"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _SHOWN = 10
-
-
-@dataclass(frozen=True, slots=True)
-class StoreInfo:
-    """What a store was made for; a store never changes it.
-
-    Parameters
-    ----------
-    encoder
-        Name of the base encoder, for `EncoderSpec.from_name`.
-    encoder_sha256
-        SHA-256 of its weights.
-    data
-        The data set's name.
-    created_at
-        Milliseconds since the epoch.
-    format
-        Layout version.
-    program
-        Version of the program that made it.
-    """
-
-    encoder: str
-    encoder_sha256: str
-    data: str
-    created_at: int
-    format: int = FORMAT
-    program: str = ""
 
 
 class Registry:
@@ -109,13 +78,9 @@ class Registry:
             pass
         else:
             existing = cls.of(storage)
-            _refuse_difference(existing, info, catalogue)
+            refuse_difference(existing.address, (existing.info, existing.catalogue), (info, catalogue))
             return existing
-        lines = b"".join(msgspec.json.encode(item) + b"\n" for item in catalogue)
-        # the catalogue first: a store exists from the moment that store.json does
-        storage.write(CATALOGUE_NAME, lines)
-        described = {**asdict(info), "catalogue_sha256": hashlib.sha256(lines).hexdigest()}
-        storage.write(STORE_NAME, msgspec.json.format(msgspec.json.encode(described), indent=2) + b"\n")
+        write_description(storage, info, catalogue)
         return cls(storage, info, catalogue)
 
     @classmethod
@@ -136,8 +101,7 @@ class Registry:
     @classmethod
     def of(cls, storage: Storage) -> "Registry":
         """Open the store that lies in a storage; errors as for `open`."""
-        info, catalogue_sha256 = _read_info(storage)
-        return cls(storage, info, _read_catalogue(storage, catalogue_sha256))
+        return cls(storage, *read_description(storage))
 
     @property
     def address(self) -> str:
@@ -404,72 +368,3 @@ def _checked_name(kind: str, name: str) -> str:
             f"{kind} name {name!r}", expected="1 to 100 letters, digits, dots, dashes or underscores, no leading dot"
         )
     return name
-
-
-def _read_info(storage: Storage) -> tuple[StoreInfo, str]:
-    path = f"{storage.address}/{STORE_NAME}"
-    try:
-        raw = storage.read(STORE_NAME)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise NoModel(
-            f"{storage.address} is no model store",
-            expected=f"a folder with {STORE_NAME}",
-            mend=f"anabranch demo, or anabranch simulate --store {storage.address}, makes one",
-        ) from error
-    except OSError as error:
-        raise StoreError(f"{path} cannot be read: {error.strerror}", mend="check the folder's permissions") from error
-    try:
-        found = msgspec.json.decode(raw, type=dict[str, object])
-        if found.get("format") != FORMAT:
-            raise StoreMismatch(
-                f"{storage.address} has store format {found.get('format')!r}",
-                expected=f"format {FORMAT}",
-                mend="use the program version that made it, or another --store",
-            )
-        return msgspec.convert(found, StoreInfo), msgspec.convert(found.get("catalogue_sha256"), str)
-    except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError) as error:
-        raise ArtifactCorrupt(f"{path} does not describe a store: {error}", mend="restore it from a copy") from error
-
-
-def _read_catalogue(storage: Storage, expected_sha256: str) -> Catalogue:
-    path = f"{storage.address}/{CATALOGUE_NAME}"
-    try:
-        raw = storage.read(CATALOGUE_NAME)
-    except OSError as error:
-        raise ArtifactCorrupt(f"{path} cannot be read: {error.strerror}", mend="restore it from a copy") from error
-    found = hashlib.sha256(raw).hexdigest()
-    if found != expected_sha256:
-        raise ArtifactCorrupt(f"{path} has SHA-256 {found}", expected=expected_sha256, mend="restore it from a copy")
-    decoder = msgspec.json.Decoder(Item)
-    try:
-        return Catalogue(decoder.decode(line) for line in raw.split(b"\n") if line)
-    except (msgspec.DecodeError, msgspec.ValidationError) as error:
-        raise ArtifactCorrupt(f"{path} is not a catalogue: {error}", mend="restore it from a copy") from error
-
-
-def _refuse_difference(existing: Registry, info: StoreInfo, catalogue: Catalogue) -> None:
-    asked, found = asdict(info), asdict(existing.info)
-    pairs = [(name, found[name], asked[name]) for name in ("data", "encoder", "encoder_sha256", "format")]
-    pairs.append(("number of items", len(existing.catalogue), len(catalogue)))
-    pairs += [
-        (
-            f"item {position}",
-            old.item_id,
-            f"{new.item_id} with other content" if old.item_id == new.item_id else new.item_id,
-        )
-        for position, (old, new) in enumerate(zip(existing.catalogue, catalogue, strict=False))
-        if _stored_form(old) != _stored_form(new)
-    ]
-    for name, old, new in pairs:
-        if old != new:
-            raise StoreMismatch(
-                f"the store {existing.address} was made for {name} {old!r}",
-                expected=f"{name} {new!r}",
-                consequence="nothing was changed",
-                mend="give another --store, or the settings that it was made with",
-            )
-
-
-def _stored_form(item: Item) -> bytes:
-    # a NaN or a tuple is what it becomes in JSON
-    return msgspec.json.encode(item, order="sorted")

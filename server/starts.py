@@ -17,9 +17,10 @@ from common.manifests import Manifest
 from common.store import write_atomic
 from server.artifact import ADAPTER_WEIGHTS, STRATEGY_STATE
 from server.plan import RunPlan, Start
-from server.registry import STORE_NAME, Registry
+from server.registry import Registry
 from server.release import number_of
 from server.round_store import RUN_NAME, RunState
+from server.store_info import STORE_NAME
 
 NEWEST_RUN = "newest-run"
 

@@ -14,7 +14,8 @@ from anabranch.commands import doctor
 from anabranch.commands.doctor import Check, check_broker, check_disk, check_packages, check_python, check_store
 from common.items import Catalogue, Item
 from common.manifests import Manifest
-from server.registry import Registry, StoreInfo
+from server.registry import Registry
+from server.store_info import StoreInfo
 
 NAMES = ["python", "packages", "encoder", "device", "broker", "data", "disk", "store"]
 KEYS = {"name", "ok", "found", "mend"}

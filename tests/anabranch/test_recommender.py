@@ -15,13 +15,14 @@ from common.ids import rng_for
 from common.items import Catalogue, Item
 from common.manifests import Manifest
 from common.store import pack_arrays
-from server.registry import Registry, StoreInfo
+from server.registry import Registry
 from server.serving.app import create_app
 from server.serving.bundle import ADAPTER_FILE, VECTORS_FILE, VECTORS_TENSOR
 from server.serving.query import QueryTexts
 from server.serving.recommend import slate_payload
 from server.serving.reload import FixedSource
 from server.serving.run import serve_in_thread
+from server.store_info import StoreInfo
 from tests.server.serving.conftest import board_store
 from tests.server.serving.stores import COLD, WordEncoder, board_snapshot, publish, publish_stream
 

@@ -14,11 +14,12 @@ import pytest
 
 from common.errors import ArtifactCorrupt, InvalidSetting, NoModel, StoreError, VersionExists, VersionNotFound
 from common.manifests import Manifest
-from server.registry import Registry, StoreInfo
+from server.registry import Registry
 from server.storage import storage_at
 from server.storage.base import Storage
 from server.storage.local import LocalStorage
 from server.storage.remote import RemoteStorage
+from server.store_info import StoreInfo
 from tests.contracts.conftest import Place
 from tests.server.serving.stores import SHA256, checker_board, publish, version_files, version_manifest
 

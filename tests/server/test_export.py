@@ -22,9 +22,10 @@ from common.privacy import PrivacyClaim
 from common.store import verify_folder
 from server.evaluate import Quality, build_test
 from server.export import copy_version, export
-from server.registry import CURRENT, Registry, StoreInfo
+from server.registry import CURRENT, Registry
 from server.release import Publisher
 from server.rounds import RunPlan, RunState
+from server.store_info import StoreInfo
 from tests.encoders import WORDS
 from tests.server.serving.stores import new_store, publish
 

@@ -15,8 +15,9 @@ import pytest
 from common.errors import ArtifactCorrupt, InvalidSetting, NoModel, StoreError, StoreMismatch, VersionNotFound
 from common.items import Catalogue, Item
 from common.store import unpack_arrays
-from server.registry import Registry, StoreInfo
+from server.registry import Registry
 from server.serving.bundle import ADAPTER_FILE, VECTORS_FILE, VECTORS_TENSOR
+from server.store_info import StoreInfo
 from tests.server.serving.stores import (
     SHA256,
     checker_board,

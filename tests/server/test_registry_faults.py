@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from common.errors import NoModel
-from server.registry import CURRENT, Registry, StoreInfo
+from server.registry import CURRENT, Registry
 from server.retention import collect
 from server.storage.local import LocalStorage
+from server.store_info import StoreInfo
 from tests.common.power_cut import RecordingDisk, lay_out
 from tests.server.serving.stores import SHA256, checker_board, new_store, publish, version_manifest
 

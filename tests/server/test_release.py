@@ -16,9 +16,10 @@ from common.manifests import Manifest
 from common.store import pack_arrays
 from server.artifact import ITEM_VECTORS
 from server.evaluate import build_test
-from server.registry import CURRENT, Registry, StoreInfo
+from server.registry import CURRENT, Registry
 from server.release import Publisher, is_promoted
 from server.rounds import RunPlan, RunState
+from server.store_info import StoreInfo
 from tests.encoders import WORDS
 
 GROUPS, EACH, USERS = 4, 8, 40

@@ -16,10 +16,11 @@ from common.privacy import PrivacyClaim
 from common.store import pack_arrays
 from server.artifact import ADAPTER_WEIGHTS, STRATEGY_STATE
 from server.plan import Start
-from server.registry import CURRENT, Registry, StoreInfo
+from server.registry import CURRENT, Registry
 from server.release import number_of
 from server.round_store import RoundStore
 from server.starts import begin, first_state, newest_start, run_folder, start_from, started
+from server.store_info import StoreInfo
 from tests.server.test_rounds import OFF, SHAPES, TERMS, plan_of
 
 ADAPTER = initial_adapter(SHAPES, 3)

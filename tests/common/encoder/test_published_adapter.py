@@ -15,9 +15,10 @@ from common.ids import rng_for
 from common.instructions import Objective, PrivacyTerms
 from common.items import Catalogue, Item
 from server.evaluate import build_test
-from server.registry import Registry, StoreInfo
+from server.registry import Registry
 from server.release import Publisher
 from server.rounds import RoundRecord, RunPlan, RunState
+from server.store_info import StoreInfo
 
 TEXTS = ["the brave hero", "old river town", "dark secret of the sea", "a love story in winter"]
 

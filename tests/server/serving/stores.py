@@ -12,8 +12,9 @@ from common.manifests import Manifest
 from common.privacy import PrivacyClaim
 from common.snapshots import MFSnapshot, write_snapshot
 from common.store import pack_arrays, write_atomic
-from server.registry import Registry, StoreInfo
+from server.registry import Registry
 from server.serving.bundle import ADAPTER_FILE, VECTORS_FILE, VECTORS_TENSOR, snapshots_folder
+from server.store_info import StoreInfo
 
 DIMENSION = 28
 """Wide enough that the words of the board do not collide."""

@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 
 from common.errors import ArtifactCorrupt
-from server.registry import Registry, StoreInfo
+from server.registry import Registry
 from server.serving.bundle import load_bundle
 from server.serving.recommend import Question, recommend
 from server.serving.reload import ReloadingSource
+from server.store_info import StoreInfo
 from tests.server.serving.stores import SHA256, checker_board, publish, version_files
 
 
