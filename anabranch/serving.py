@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from common.errors import NoModel
+from common.recent import RecentEvents
 from server.serving.app import DEFAULT_LIMITS, App, create_app
 from server.serving.bundle import Bundle, BundleSource
 from server.serving.keys import KeyFile
@@ -19,6 +20,7 @@ from server.serving.slate_log import SlateLog
 
 if TYPE_CHECKING:
     from stream.source import Log
+    from stream.tail import Tail
 
 PolledSource = ReloadingSource | MappedSource
 
@@ -48,6 +50,34 @@ class Broker:
         from stream.security import PLAIN, read_security
 
         return open_log(self.servers, PLAIN if self.security is None else read_security(self.security), self.client)
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """The folder of a service of several processes.
+
+    Parameters
+    ----------
+    folder
+        Lasts as long as the service.
+    """
+
+    folder: Path
+
+    @property
+    def bundle(self) -> Path:
+        """Folder of the bundle that one process reads from the store and writes out."""
+        return self.folder / "bundle"
+
+    @property
+    def clicks(self) -> Path:
+        """File of the clicks that one process reads from the topic; see `stream.click_table`."""
+        return self.folder / "clicks"
+
+    @property
+    def looked(self) -> Path:
+        """A file that is there once the store was looked at for the first time."""
+        return self.folder / "looked"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,14 +115,14 @@ class Serving:
 
     @contextmanager
     def running(
-        self, queries: QueryTexts, shared: Path | None = None, process: str | None = None
+        self, queries: QueryTexts, shared: Shared | None = None, process: str | None = None
     ) -> Iterator[tuple[App, PolledSource]]:
         """Give the app and what it serves, while new versions and clicks are taken up.
 
         Parameters
         ----------
         shared
-            Where another process writes the bundles out that it reads from the store; None reads it here.
+            Where other processes write what they read from the store and the topic; None reads both here.
         process
             Names this process where several answer.
         """
@@ -101,18 +131,16 @@ class Serving:
             keys.keys()  # a file that cannot be read shows now, not with the first request
         source: PolledSource = ReloadingSource(self.store, self.reload_every)
         if shared is not None:
-            source = MappedSource(shared, self.store, warm=_answer_once)
+            source = MappedSource(shared.bundle, self.store, warm=_answer_once)
         with ExitStack() as stack:
             stack.enter_context(source.polling())
-            live = events = None
+            live: RecentEvents | None = None
+            events = None
             if self.broker is not None:
-                from stream.live_users import LiveUsers
                 from stream.writer import EventWriter
 
-                log = self.broker.log()
-                live = LiveUsers(log, self.broker.topic, served=lambda: _offsets_of(source))
-                stack.enter_context(live.following())
-                events = stack.enter_context(EventWriter(log, self.broker.topic))
+                live = stack.enter_context(_clicks(self.broker, source, shared))
+                events = stack.enter_context(EventWriter(self.broker.log(), self.broker.topic))
             app = create_app(
                 source,
                 queries,
@@ -126,6 +154,36 @@ class Serving:
                 explore=self.explore,
             )
             yield app, source
+
+    def tail(self, source: BundleSource, shared: Shared) -> "Tail":
+        """Return what reads the topic for all processes; there must be a broker, and a bundle.
+
+        Raises
+        ------
+        OSError
+            When there is no room for what it notes.
+        """
+        from stream.click_table import ClickTable
+        from stream.tail import Tail
+
+        assert self.broker is not None  # noqa: S101  the caller has looked
+        notes = ClickTable(shared.clicks, source.bundle().items.index)
+        return Tail(self.broker.log(), self.broker.topic, lambda: _offsets_of(source), notes)
+
+
+@contextmanager
+def _clicks(broker: Broker, source: BundleSource, shared: Shared | None) -> Iterator[RecentEvents]:
+    """Give what tells of the clicks since the snapshot."""
+    if shared is not None:
+        from stream.click_table import ClickReader
+
+        yield ClickReader(shared.clicks, broker.topic, lambda: source.bundle().items.ids)
+        return
+    from stream.live_users import LiveUsers
+
+    live = LiveUsers(broker.log(), broker.topic, lambda: _offsets_of(source))
+    with live.following():
+        yield live
 
 
 def _answer_once(bundle: Bundle) -> None:

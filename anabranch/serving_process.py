@@ -1,7 +1,7 @@
-"""The processes of a service that has several: one reads the store, the others answer.
+"""The processes of a service that has several: one reads the store, one the topic, the others answer.
 
-Started as ``python -m anabranch.serving_process ROLE FD SOCKET``: the role is `LOADER` or names one that answers, FD is
-the inherited end of a pipe to the parent, SOCKET the inherited socket that all of them accept from.
+Started as ``python -m anabranch.serving_process ROLE FD SOCKET``: the role is `LOADER`, `TAIL` or names one that
+answers, FD is the inherited end of a pipe to the parent, SOCKET the inherited socket that those accept from.
 """
 
 import logging
@@ -20,16 +20,18 @@ from typing import Any
 
 import msgspec
 
-from anabranch.serving import Serving
+from anabranch.serving import Serving, Shared
 from common.errors import AnabranchError, InvalidSetting, NoModel
 from server.serving.processes import ParentLink, Processes
 from server.serving.reload import ReloadingSource
-from server.serving.shared import BundleFolder
+from server.serving.shared import BundleFolder, MappedSource
 
 log = logging.getLogger(__name__)
-LOADER = "loader"
-LOOKED, LOOK_S = "looked", 0.02
-"""A file that is there once the loader has looked at the store for the first time, and how often it is looked for."""
+LOADER, TAIL = "loader", "tail"
+LOOK_S = 0.02
+"""How often is looked whether the loader has looked at the store for the first time."""
+GIVES_WAY = 10
+"""The loader asks for a core politely: a version that is served a moment later is better than late answers."""
 METRICS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 """prometheus_client keeps its figures in files of this folder, which it adds up; it is read when it is imported."""
 
@@ -44,13 +46,13 @@ class ProcessSettings:
         What the service is told.
     device
         Where query texts are encoded.
-    folder
-        Where the bundle lies that they share.
+    shared
+        What they share.
     """
 
     serving: Serving
     device: str
-    folder: Path
+    shared: Shared
 
     def encode(self) -> bytes:
         """Return the settings as JSON."""
@@ -71,7 +73,7 @@ def _path(wanted: type, value: Any) -> Any:
 def serve_with_processes(
     serving: Serving, device: str, count: int, listener: socket.socket, on_ready: Callable[[Mapping[str, int]], None]
 ) -> None:
-    """Serve with so many processes that answer, and one that reads the store, until Ctrl-C or SIGTERM.
+    """Serve with so many processes that answer, and those that read for them, until Ctrl-C or SIGTERM.
 
     Parameters
     ----------
@@ -90,11 +92,10 @@ def serve_with_processes(
             f"{count} processes on {sys.platform}", expected="1: here a socket cannot be handed to another process"
         )
     with tempfile.TemporaryDirectory(prefix="anabranch-serve-") as folder:
-        metrics = Path(folder) / "metrics"
-        bundle = Path(folder) / "bundle"
-        for each in (metrics, bundle):
+        metrics, shared = Path(folder) / "metrics", Shared(Path(folder))
+        for each in (metrics, shared.bundle):
             each.mkdir(mode=0o700)
-        settings = ProcessSettings(serving, device, bundle)
+        settings = ProcessSettings(serving, device, shared)
         environment = {
             **os.environ,
             "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
@@ -113,20 +114,48 @@ def serve_with_processes(
                 start_new_session=True,  # Ctrl-C is the parent's to handle
             )
 
-        roles = [LOADER, *(f"server-{number}" for number in range(1, count + 1))]
+        readers = [LOADER] if serving.broker is None else [LOADER, TAIL]
+        roles = [*readers, *(f"server-{number}" for number in range(1, count + 1))]
         Processes(roles, start, settings.encode()).run(on_ready)
+
+
+def _stopped(link: ParentLink) -> threading.Event:
+    """Return what is set when this process is to end."""
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda number, frame: stop.set())
+    link.watch(stop.set)
+    return stop
 
 
 def _load(settings: ProcessSettings, link: ParentLink) -> None:
     """Read the store whenever it changes, and write out what is served."""
-    serving, stop = settings.serving, threading.Event()
-    signal.signal(signal.SIGTERM, lambda number, frame: stop.set())
-    link.watch(stop.set)
-    source = ReloadingSource(serving.store, serving.reload_every, keep=BundleFolder(settings.folder).write)
+    serving, stop = settings.serving, _stopped(link)
+    source = ReloadingSource(serving.store, serving.reload_every, keep=BundleFolder(settings.shared.bundle).write)
     with source.polling():
-        (settings.folder.parent / LOOKED).touch()
+        settings.shared.looked.touch()
+        os.nice(GIVES_WAY)
         link.ready()
         stop.wait()
+
+
+def _tail(settings: ProcessSettings, link: ParentLink) -> None:
+    """Read the topic, and write out what users do."""
+    stop, source = _stopped(link), MappedSource(settings.shared.bundle, settings.serving.store)
+    _quieten_kafka()
+    with source.polling():
+        link.ready()
+        # items are noted by their rows, and without any there is nothing to answer
+        while not stop.is_set() and not source.has_bundle:
+            stop.wait(LOOK_S)
+        if stop.is_set():
+            return
+        with settings.serving.tail(source, settings.shared).following():
+            stop.wait()
+
+
+def _quieten_kafka() -> None:
+    # the client's retries stay out of people's sight, as in the other commands
+    logging.getLogger("kafka").setLevel(logging.CRITICAL)
 
 
 def _answer(settings: ProcessSettings, link: ParentLink, listener: socket.socket, role: str) -> None:
@@ -135,13 +164,12 @@ def _answer(settings: ProcessSettings, link: ParentLink, listener: socket.socket
     from server.serving.run import pin_blas_threads, serve_until_stopped
 
     pin_blas_threads()
-    # the client's retries stay out of people's sight, as in the other commands
-    logging.getLogger("kafka").setLevel(logging.CRITICAL)
+    _quieten_kafka()
     link.watch(lambda: os.kill(os.getpid(), signal.SIGTERM))
     queries = lazy_queries(settings.device)
-    while not (settings.folder.parent / LOOKED).exists():
+    while not settings.shared.looked.exists():
         time.sleep(LOOK_S)  # else the encoder would be loaded by the first question that needs it
-    with settings.serving.running(queries, settings.folder, role) as (app, source):
+    with settings.serving.running(queries, settings.shared, role) as (app, source):
         try:
             queries.warm(source.bundle().model)
         except NoModel:
@@ -160,6 +188,8 @@ def main() -> None:
         settings = ProcessSettings.decode(link.settings)
         if role == LOADER:
             _load(settings, link)
+        elif role == TAIL:
+            _tail(settings, link)
         else:
             _answer(settings, link, socket.socket(fileno=int(sharing)), role)
     except AnabranchError as error:

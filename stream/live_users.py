@@ -1,61 +1,81 @@
-"""What users did since the snapshot that is served: a tail of the topic, a few events a user, in bounded memory.
+"""What users did since the snapshot that is served, in this process's memory: a few events a user.
 
-Every event is kept with its offset, and who asks names the offsets that the snapshot has read. So an event counts once,
-in the snapshot or here, whichever snapshot an answer is made from. The learner's rules decide what an event says:
-`common.settings`.
+`stream.click_table` keeps the same where several processes ask.
 """
 
-import logging
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
 
-from common.errors import MalformedEvent, OffsetLost, StreamError
-from common.events import decode_event
-from common.recent import NOTHING, Recent
-from common.settings import feedback_of, was_tried
-from stream.source import Log, Record, Source, TopicInfo
-
-log = logging.getLogger(__name__)
-Offsets = Mapping[str, Mapping[str, int]]
-GROUP = "anabranch-live"
-POLL_S = 0.2
-LOOK_AGAIN_S = 10.0
-"""A topic is looked up so often, for partitions that were added and for a topic that was made anew."""
-PAUSE_S = 1.0
+from common.recent import Recent
+from stream.recent_notes import Note, recent_of
+from stream.source import Log
+from stream.tail import Offsets, Tail
 
 
-class _Event(NamedTuple):
-    partition: str
-    offset: int
-    item_id: str
-    sign: int
-    tried: bool
-
-
-class LiveUsers:
-    """Follows the topic and answers what a user did of late; see `common.recent.RecentEvents`.
+class NotesHere:
+    """Notes in this process; see `stream.recent_notes.Notes`.
 
     Parameters
     ----------
-    log
-        Where the topic is.
-    topic
-        Its name.
-    served
-        Asked how far the snapshot that is served has read: reading begins there, and what is before is forgotten once
-        the next snapshot is served.
     users
         So many users are remembered; those with the oldest last event are forgotten first.
     events
         So many events of each are remembered, the newest.
-    ids
-        So many event ids are remembered, so that a second copy of an event is not counted.
-    monotonic
-        Seconds that never go back.
+    """
+
+    def __init__(self, users: int = 100_000, events: int = 200) -> None:
+        self._most_users, self._most_events = users, events
+        self._lock = threading.Lock()
+        self._users: OrderedDict[str, deque[Note]] = OrderedDict()
+
+    def add(self, user_id: str, note: Note) -> None:
+        """Keep the note."""
+        with self._lock:
+            self._users.setdefault(user_id, deque(maxlen=self._most_events)).append(note)
+            self._users.move_to_end(user_id)
+            if len(self._users) > self._most_users:
+                self._users.popitem(last=False)
+
+    def of(self, user_id: str) -> Sequence[Note]:
+        """Return the user's notes."""
+        with self._lock:
+            return tuple(self._users.get(user_id, ()))
+
+    def forget(self, read: Mapping[str, int]) -> None:
+        """Forget what is below."""
+        with self._lock:
+            for user in list(self._users):
+                notes = self._users[user]
+                while notes and notes[0].offset < read.get(notes[0].partition, 0):
+                    notes.popleft()
+                if not notes:
+                    del self._users[user]
+
+    def clear(self) -> None:
+        """Forget everything."""
+        with self._lock:
+            self._users.clear()
+
+    def tell(self, lag: int | None) -> None:
+        """Have no use for it."""
+
+    def __len__(self) -> int:
+        """How many are held."""
+        with self._lock:
+            return sum(map(len, self._users.values()))
+
+
+class LiveUsers(Tail):
+    """Follows the topic and answers what a user did of late; see `common.recent.RecentEvents`.
+
+    Parameters
+    ----------
+    log, topic, served, ids, monotonic
+        As for `Tail`.
+    users, events
+        As for `NotesHere`.
     """
 
     def __init__(
@@ -69,155 +89,14 @@ class LiveUsers:
         ids: int = 100_000,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._log, self._topic, self._served = log, topic, served
-        self._most_users, self._most_events, self._most_ids = users, events, ids
-        self._monotonic = monotonic
-        self._lock = threading.Lock()
-        self._users: OrderedDict[str, deque[_Event]] = OrderedDict()
-        self._ids: OrderedDict[str, None] = OrderedDict()
-        self._at: dict[int, int] = {}
-        self._info: TopicInfo | None = None
-        self._snapshot: Offsets = {}
-        self._lag: int | None = None
+        self._here = NotesHere(users, events)
+        super().__init__(log, topic, served, self._here, ids=ids, monotonic=monotonic)
 
     def since(self, user_id: str, offsets: Offsets) -> Recent:
         """Return the user's events at or above the offsets (topic to partition, as text, to the next offset)."""
-        with self._lock:
-            events = tuple(self._users.get(user_id, ()))
-        if not events:
-            return NOTHING
-        read = offsets.get(self._topic, {})
-        liked: list[str] = []
-        tried: list[str] = []
-        rejected: dict[str, None] = {}
-        for event in events:
-            if event.offset < read.get(event.partition, 0):
-                continue
-            if event.sign > 0 or event.tried:
-                tried.append(event.item_id)
-            if event.sign > 0:
-                liked.append(event.item_id)
-                rejected.pop(event.item_id, None)
-            elif event.sign < 0:
-                rejected[event.item_id] = None
-        return Recent(tuple(liked), tuple(tried), tuple(rejected))
-
-    def lag(self) -> int | None:
-        """Return how many records are not read yet, or None while no broker answers."""
-        return self._lag
+        return recent_of(self._here.of(user_id), offsets.get(self._topic, {}))
 
     @property
     def remembered(self) -> int:
         """How many events are held."""
-        with self._lock:
-            return sum(map(len, self._users.values()))
-
-    def take(self, record: Record) -> None:
-        """Take note of one record; one that is no event is the learner's concern."""
-        try:
-            event = decode_event(record.value or b"")
-        except MalformedEvent:
-            return
-        feedback = feedback_of(event)
-        tried = was_tried(event)
-        if not feedback.sign and not tried:
-            return
-        note = _Event(str(record.partition), record.offset, event.item_id, feedback.sign, tried)
-        with self._lock:
-            if event.event_id in self._ids:
-                return
-            self._ids[event.event_id] = None
-            if len(self._ids) > self._most_ids:
-                self._ids.popitem(last=False)
-            self._users.setdefault(event.user_id, deque(maxlen=self._most_events)).append(note)
-            self._users.move_to_end(event.user_id)
-            if len(self._users) > self._most_users:
-                self._users.popitem(last=False)
-
-    @contextmanager
-    def following(self) -> Iterator[None]:
-        """Read in a thread until the block is left; a broker that is away is waited for."""
-        stop = threading.Event()
-        thread = threading.Thread(target=self._follow, args=(stop,), name="anabranch-live", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            stop.set()
-            # one that waits for a broker may be left behind: it holds nothing that must be kept
-            thread.join(timeout=5.0)
-
-    def _follow(self, stop: threading.Event) -> None:
-        quiet = False
-        while not stop.is_set():
-            try:
-                source = self._log.source(self._topic, GROUP)
-                try:
-                    quiet = False
-                    self._read(source, stop)
-                finally:
-                    source.close()
-            except StreamError as error:
-                if not quiet:
-                    log.warning("clicks wait for the next snapshot, the topic cannot be read: %s", error)
-                quiet = True
-            except Exception:  # the thread must outlive any surprise, or no later click would count until a snapshot
-                log.exception("clicks wait for the next snapshot")
-            self._lag = None
-            stop.wait(PAUSE_S)
-
-    def _read(self, source: Source, stop: threading.Event) -> None:
-        look_again, assigned = 0.0, False
-        while not stop.is_set():
-            if not assigned or self._monotonic() >= look_again:
-                assigned = self._look(source, assigned)
-                look_again = self._monotonic() + LOOK_AGAIN_S
-            if not assigned:
-                self._lag = None
-                stop.wait(PAUSE_S)
-                continue
-            self._forget()
-            try:
-                records = source.poll(POLL_S)
-            except OffsetLost as lost:
-                # deleted, or cut: what is left still says what users did
-                for part, (begin, _) in source.bounds(tuple(lost.positions)).items():
-                    log.warning("partition %d of %s is read from offset %d on: %s", part, self._topic, begin, lost)
-                    source.seek(part, begin)
-                continue
-            for record in records:
-                self.take(record)
-            self._at, ends = source.positions(), source.ends()
-            self._lag = sum(max(0, end - self._at.get(part, end)) for part, end in ends.items())
-
-    def _look(self, source: Source, assigned: bool) -> bool:
-        """Look the topic up, and read what it has now; return whether there is one."""
-        info = source.topic()
-        if info is None:
-            return False
-        if assigned and info == self._info:
-            return True
-        if self._info is not None and info.identity != self._info.identity:
-            log.warning("topic %s was made anew: it is read from its beginning", self._topic)
-            with self._lock:
-                self._users.clear()
-                self._ids.clear()
-            self._at = dict.fromkeys(info.partitions, 0)
-        read = self._served().get(self._topic, {})
-        source.assign({part: self._at.get(part, read.get(str(part))) for part in info.partitions})
-        self._info = info
-        return True
-
-    def _forget(self) -> None:
-        """Forget what the snapshot before the served one had read: no answer is made from an older one."""
-        served = self._served()
-        if served == self._snapshot:
-            return
-        read, self._snapshot = self._snapshot.get(self._topic, {}), served
-        with self._lock:
-            for user in list(self._users):
-                events = self._users[user]
-                while events and events[0].offset < read.get(events[0].partition, 0):
-                    events.popleft()
-                if not events:
-                    del self._users[user]
+        return len(self._here)

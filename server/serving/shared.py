@@ -200,6 +200,11 @@ class MappedSource:
         """
         return published(self._bundle, self._root)
 
+    @property
+    def has_bundle(self) -> bool:
+        """Whether there is one."""
+        return self._bundle is not None
+
     def models(self) -> tuple[tuple[str, ...], str | None]:
         """Return the names of all versions, in order, and of the current one."""
         if self._bundle is None:

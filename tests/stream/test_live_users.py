@@ -105,7 +105,7 @@ def until(done: Callable[[], bool]) -> None:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, seconds in (("PAUSE_S", 0.02), ("LOOK_AGAIN_S", 0.05), ("POLL_S", 0.02)):
-        monkeypatch.setattr(f"stream.live_users.{name}", seconds)
+        monkeypatch.setattr(f"stream.tail.{name}", seconds)
 
 
 def test_it_waits_for_the_topic_reads_new_partitions_and_outlives_the_broker() -> None:
