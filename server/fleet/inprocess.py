@@ -15,10 +15,11 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from types import TracebackType
 
-from flwr.app import ArrayRecord, Error, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.common.serde import message_from_proto, recorddict_to_proto
 from flwr.common.serde_utils import metadata_to_proto
 from flwr.proto.message_pb2 import Message as ProtoMessage
+from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
@@ -31,6 +32,9 @@ SERVER_NODE = 1
 FIRST_NODE = 2
 STOP_S = 5.0
 WAIT_S = 0.25
+KEPT = 8
+"""Small records that are kept as they were written out."""
+_Record = ArrayRecord | ConfigRecord | MetricRecord
 
 
 @dataclass(slots=True)
@@ -70,6 +74,22 @@ class _Arrays:
         return others.keys() == self.records.keys() and all(others[name] is self.records[name] for name in others)
 
 
+class Written:
+    """The last few records as they were written out: most nodes of a round are asked the same, by the same record."""
+
+    def __init__(self) -> None:
+        self._kept: deque[tuple[str, _Record, bytes]] = deque(maxlen=KEPT)
+
+    def __call__(self, name: str, record: _Record) -> bytes:
+        """Return a RecordDict of one record in protocol buffers; put one after another they are one RecordDict."""
+        for kept_name, kept, known in self._kept:
+            if kept is record and kept_name == name:
+                return known
+        raw: bytes = recorddict_to_proto(RecordDict({name: record})).SerializeToString()
+        self._kept.append((name, record, raw))
+        return raw
+
+
 class InProcessGrid(Grid):
     """Runs a ClientApp for many nodes in a few worker processes.
 
@@ -107,7 +127,7 @@ class InProcessGrid(Grid):
         self._queue: deque[_Job] = deque()
         self._done: dict[str, Message] = {}
         self._count = 0
-        self._arrays = _Arrays({}, b"")
+        self._arrays, self._small = _Arrays({}, b""), Written()
         # Flower's Message reads the identity of its process; under Flower's own runtimes they set it
         TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = RUN_ID, 1, SERVER_NODE
         self._workers = [self._start() for _ in range(min(workers, len(self._configs)))]
@@ -164,10 +184,10 @@ class InProcessGrid(Grid):
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Return the replies that are there, waiting a little when there is none."""
-        wanted = list(message_ids)
-        if not any(message_id in self._done for message_id in wanted):
+        wanted = set(message_ids)
+        if wanted.isdisjoint(self._done):
             self._collect(WAIT_S)
-        return [self._done.pop(message_id) for message_id in wanted if message_id in self._done]
+        return [self._done.pop(message_id) for message_id in list(self._done) if message_id in wanted]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Push messages and pull until all replies are there or the time is up."""
@@ -219,10 +239,9 @@ class InProcessGrid(Grid):
             self._arrays = _Arrays(records, recorddict_to_proto(RecordDict({**records})).SerializeToString())
         known = worker.arrays is self._arrays
         worker.arrays = self._arrays
-        small = {name: record for name, record in message.content.items() if name not in self._arrays.records}
-        proto = ProtoMessage(
-            metadata=metadata_to_proto(message.metadata), content=recorddict_to_proto(RecordDict(small))
-        )
+        others = [(name, record) for name, record in message.content.items() if name not in self._arrays.records]
+        small = ProtoRecordDict.FromString(b"".join(self._small(name, record) for name, record in others))
+        proto = ProtoMessage(metadata=metadata_to_proto(message.metadata), content=small)
         config = self._configs[message.metadata.dst_node_id]
         return encode_task(Task(proto.SerializeToString(), config, None if known else self._arrays.raw))
 
@@ -230,6 +249,7 @@ class InProcessGrid(Grid):
         self._give_up()
         self._dispatch()
         busy = {worker.link: worker for worker in self._workers if worker.job is not None}
+        answers: list[tuple[_Job, bytes]] = []
         for link in wait(list(busy), timeout_s):
             assert isinstance(link, Connection)  # noqa: S101  wait returns what it was given
             worker = busy[link]
@@ -238,8 +258,12 @@ class InProcessGrid(Grid):
             except (EOFError, OSError):  # OSError too: it may have died in the middle of an answer
                 self._replace(worker)
                 continue
-            self._finish(worker, ProtoMessage.FromString(raw))
-        self._dispatch()
+            assert worker.job is not None  # noqa: S101  only busy workers are read
+            answers.append((worker.job, raw))
+            worker.job = None
+        self._dispatch()  # first of all, so that nobody waits while answers are read
+        for job, raw in answers:
+            self._done[job.message.metadata.message_id] = message_from_proto(ProtoMessage.FromString(raw))
 
     def _give_up(self) -> None:
         """End what nobody waits for any more: a worker that hangs would be missing from all later rounds."""
@@ -251,11 +275,6 @@ class InProcessGrid(Grid):
             if worker.job is not None and worker.job.expires_at < now:
                 worker.job.retried = True
                 worker.process.kill()
-
-    def _finish(self, worker: _Worker, proto: ProtoMessage) -> None:
-        assert worker.job is not None  # noqa: S101  only busy workers are read
-        self._done[worker.job.message.metadata.message_id] = message_from_proto(proto)
-        worker.job = None
 
     def _replace(self, worker: _Worker) -> None:
         """Start another process for one that died, and give its job one more chance."""

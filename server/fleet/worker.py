@@ -10,6 +10,7 @@ import os
 import select
 import sys
 import threading
+from functools import lru_cache
 from multiprocessing.connection import Connection
 
 from flwr.app import Context, Error, Message, RecordDict
@@ -33,6 +34,22 @@ def load_app(reference: str) -> ClientApp:
     return app
 
 
+@lru_cache(maxsize=8)
+def records_of(raw: bytes) -> RecordDict:
+    """Read a RecordDict; most nodes of a round are asked in the same words, and those are read once."""
+    return recorddict_from_proto(ProtoRecordDict.FromString(raw))
+
+
+def message_of(task: Task, arrays: RecordDict) -> Message:
+    """Return the message of a task, its content put together of what it brings and the arrays."""
+    proto = ProtoMessage.FromString(task.message)
+    records = records_of(proto.content.SerializeToString(deterministic=True))
+    proto.content.Clear()
+    message = message_from_proto(proto)
+    message.content.update({**records, **arrays})
+    return message
+
+
 def arrays_of(task: Task, held: RecordDict) -> RecordDict:
     """Return the array records of a task: its own, or those that are held since the task before."""
     return held if task.arrays is None else recorddict_from_proto(ProtoRecordDict.FromString(task.arrays))
@@ -40,8 +57,7 @@ def arrays_of(task: Task, held: RecordDict) -> RecordDict:
 
 def answer(app: ClientApp, task: Task, arrays: RecordDict) -> bytes:
     """Run one message through the app; an exception becomes an error reply with its reason."""
-    message = message_from_proto(ProtoMessage.FromString(task.message))
-    message.content.update(arrays)
+    message = message_of(task, arrays)
     context = Context(
         run_id=message.metadata.run_id,
         node_id=message.metadata.dst_node_id,
