@@ -338,6 +338,10 @@ class _OneNode:
         """Refuse: one node has nobody to hide among."""
         raise InvalidSetting("a secret sum of one node", expected="plain updates")
 
+    def errands(self) -> Any:
+        """Refuse: what is audited goes by rounds."""
+        raise InvalidSetting("an audit without rounds", expected="rounds")
+
 
 def _flat(arrays: Arrays) -> np.ndarray:
     return np.concatenate([arrays[name].ravel() for name in sorted(arrays)]).astype(np.float64)

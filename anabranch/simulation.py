@@ -4,7 +4,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,10 @@ import numpy as np
 
 from anabranch.accounting import LentAccountant
 from anabranch.engines import Engine, OnRay, in_process
+from anabranch.loops import loop_for
 from anabranch.nodes import NODES, write_configs, write_nodes
 from anabranch.parts import Parts, owners
+from anabranch.simulation_result import SimulationResult, describe, seconds_of
 from anabranch.simulation_settings import SimulationSettings, privacy_terms
 from anabranch.version import PROGRAM
 from common.clock import Clock, wall_clock
@@ -31,72 +33,17 @@ from server.aggregate import strategy_named
 from server.aggregate.base import RowAdam
 from server.evaluate import control_scorers, quality_of, rank
 from server.fleet.base import Fleet
-from server.intake import RoundRecord
 from server.plan import RunPlan, least_threshold
 from server.pool import ServerNoise
 from server.registry import CURRENT, Registry
 from server.release import Publisher, is_promoted, row_slices
-from server.rounds import RoundLoop, RoundStore, RunState
+from server.rounds import RoundStore, RunState
 from server.starts import begin, first_state, newest_start, run_folder, start_from, started
 from server.store_info import CATALOGUE_NAME, StoreInfo
 
 ROUNDS = "rounds"
 
 __all__ = ["Simulation", "SimulationResult", "SimulationSettings", "privacy_terms", "simulate"]
-
-
-@dataclass(frozen=True, slots=True)
-class SimulationResult:
-    """What a simulation did; `as_json` has the keys of the command line."""
-
-    settings: SimulationSettings
-    state: RunState
-    manifest: Manifest
-    seconds: Mapping[str, float]
-    resumed_from: int
-    stopped: str | None = None
-
-    def as_json(self) -> dict[str, Any]:
-        """Return one JSON-ready mapping."""
-        history = self.state.history
-        replies = sum(record.replied for record in history)
-        claim = self.manifest.privacy
-        return {
-            "version": self.manifest.version,
-            "strategy": self.settings.strategy,
-            "engine": self.settings.engine,
-            "seed": self.settings.seed,
-            "rounds_run": self.state.round,
-            "resumed_from": self.resumed_from,
-            "started_from": self.manifest.details.get("started_from"),
-            "adapter_sha256": self.state.adapter_sha256,
-            "clients": {
-                "planned": sum(record.planned for record in history),
-                "replied": replies,
-                "failed": sum(len(record.failed) for record in history),
-                "failures": [
-                    f"round {each.round}, node {node}: {why}" for each in history for node, why in each.failed.items()
-                ],
-                "quarantined": [
-                    {"client": q.client, "round": q.round, "reason": q.reason}
-                    for each in history
-                    for q in each.quarantined
-                ],
-            },
-            "privacy": {
-                "unit": claim.unit if claim else "off",
-                "epsilon": claim.epsilon if claim else None,
-                "delta": claim.delta if claim else None,
-                "budget": claim.budget if claim else None,
-                "accountant": claim.accountant if claim else "none",
-            },
-            "bytes_per_client": sum(record.reply_bytes for record in history) // max(1, replies),
-            "stopped": self.stopped,
-            "gate": dict(self.manifest.details.get("gate", {})),
-            "metrics": dict(self.manifest.metrics),
-            "slices": dict(self.manifest.details.get("slices", {})),
-            "seconds": dict(self.seconds),
-        }
 
 
 class Simulation:
@@ -170,7 +117,7 @@ class Simulation:
         if state is not None and state.round >= plan.rounds and (done := _published(registry, state)):
             self._note(f"all {state.round} federated rounds are in the store; nothing to train")
             return SimulationResult(
-                self._settings, state, done, _seconds(state, 0.0, time.monotonic() - began), state.round
+                self._settings, state, done, seconds_of(state, 0.0, time.monotonic() - began), state.round
             )
         # the workers load their libraries while the items are encoded here
         with self._engine(dealt) as engine:
@@ -187,7 +134,7 @@ class Simulation:
         manifest = self._publish(publisher, state)
         now = time.monotonic()
         return SimulationResult(
-            self._settings, state, manifest, _seconds(state, now - evaluating, now - began), resumed_from, stopped
+            self._settings, state, manifest, seconds_of(state, now - evaluating, now - began), resumed_from, stopped
         )
 
     def check(self) -> None:
@@ -224,6 +171,8 @@ class Simulation:
             bad_share=settings.bad_share,
             ranks=settings.ranks,
             timeout_s=settings.timeout_s,
+            uplink=settings.uplink,
+            asynchronous=settings.asynchronous,
         )
 
     def _source(self) -> Registry | None:
@@ -349,12 +298,12 @@ class Simulation:
 
         def after_round(done: RunState) -> bool:
             outcome[0] = done
-            self._note(_describe(done.history[-1], plan))
+            self._note(describe(done.history[-1], plan))
             self._publish_if_due(publisher, done)
             return self._enough(publisher) is not None
 
         def conduct(fleet: Fleet, context: object) -> None:
-            loop = RoundLoop(
+            loop = loop_for(
                 plan,
                 strategy,
                 fleet,
@@ -363,6 +312,7 @@ class Simulation:
                 clock=self._clock,
                 progress=self._progress,
                 noise=ServerNoise(LentAccountant(), stable_hash("server secret", settings.seed)),
+                simulated=engine.simulated,
             )
             loop.run(outcome[0], after_round)
 
@@ -423,29 +373,10 @@ def _published(registry: Registry, state: RunState) -> Manifest | None:
     return None
 
 
-def _seconds(state: RunState, evaluate: float, total: float) -> dict[str, float]:
-    """Return where the time went; training and aggregation include earlier runs of these rounds."""
-    return {
-        "train": sum(record.seconds["train"] for record in state.history),
-        "aggregate": sum(record.seconds["aggregate"] for record in state.history),
-        "evaluate": evaluate,
-        "total": total,
-    }
-
-
 def _aggregation_device(name: str) -> Any:
     """Return where to aggregate: in float64, which Apple's GPUs lack."""
     device = resolve_device(name)
     return resolve_device("cpu") if device.type == "mps" else device
-
-
-def _describe(record: RoundRecord, plan: RunPlan) -> str:
-    bad = len(record.failed) + len(record.quarantined)
-    spent = "" if record.epsilon is None else f", epsilon so far {record.epsilon:.2f} of {plan.privacy.epsilon:g}"
-    return (
-        f"round {record.round}/{plan.rounds}: {record.replied} of {record.planned} nodes"
-        f"{f', {bad} unusable' if bad else ''}{spent} ({record.seconds['train']:.1f} s)"
-    )
 
 
 def simulate(

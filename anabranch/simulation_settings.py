@@ -1,15 +1,18 @@
 """What a simulated federation is asked to do."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import get_args
 
 from common.encoder.spec import DEFAULT_ENCODER
 from common.errors import InvalidSetting, UnknownName
-from common.instructions import Objective, PrivacyTerms
+from common.instructions import Objective, PrivacyTerms, Uplink
 from common.privacy import Noise, PrivacyUnit
 from server.aggregate import STRATEGIES
+from server.async_terms import AsyncTerms
 
 ENGINES = ("inprocess", "flower")
+MODES = ("sync", "async")
 UNITS: tuple[PrivacyUnit, ...] = ("user", "example", "client", "off")
 NOISES: tuple[Noise, ...] = ("local", "server", "shared")
 
@@ -65,6 +68,10 @@ class SimulationSettings:
         Patience with the slowest node of a round.
     since, until
         Shares of the training part, in time order: nodes hold only the clicks in between.
+    uplink
+        How the numbers of updates travel from the nodes: "float32", or "int8" in 8 bits.
+    asynchronous
+        How to go on without rounds: `rounds` then counts versions, `cohort` nodes at work at once. None: rounds.
     """
 
     clients: int = 10
@@ -94,6 +101,8 @@ class SimulationSettings:
     until: float = 1.0
     ray_address: str | None = None
     timeout_s: float = 600.0
+    uplink: Uplink = "float32"
+    asynchronous: AsyncTerms | None = None
 
     def __post_init__(self) -> None:
         if self.engine not in ENGINES:
@@ -106,6 +115,8 @@ class SimulationSettings:
             )
         if not self.timeout_s > 0:
             raise InvalidSetting(f"a timeout of {self.timeout_s} s", expected="more than 0")
+        if self.uplink not in get_args(Uplink):
+            raise UnknownName("uplink", self.uplink, list(get_args(Uplink)))
         if self.strategy not in STRATEGIES:
             raise UnknownName("strategy", self.strategy, list(STRATEGIES))
         if self.clients < 1 or not 1 <= self.cohort <= self.clients:
@@ -122,6 +133,45 @@ class SimulationSettings:
                 expected="a version",
                 mend="add --from-version current",
             )
+
+
+def asynchronous_terms(
+    mode: str, *, buffer: int, at_once: int, max_staleness: int | None, participations: int, stragglers: float
+) -> AsyncTerms | None:
+    """Return the terms of a run without rounds, or None for one of rounds.
+
+    Parameters
+    ----------
+    mode
+        "sync" or "async".
+    buffer
+        Usable updates a version; 0: half as many as there are nodes at work.
+    at_once
+        Nodes at work.
+    max_staleness
+        None: 10.
+    participations, stragglers
+        As `AsyncTerms` has them.
+
+    Raises
+    ------
+    UnknownName
+        For another mode.
+    InvalidSetting
+        For what only a run without rounds has, in one of rounds.
+    """
+    if mode not in MODES:
+        raise UnknownName("mode", mode, list(MODES))
+    if mode == "async":
+        usual = AsyncTerms(buffer or max(1, at_once // 2), participations=participations, stragglers=stragglers)
+        return usual if max_staleness is None else replace(usual, max_staleness=max_staleness)
+    if buffer or participations or stragglers or max_staleness is not None:
+        raise InvalidSetting(
+            "a buffer, a staleness, participations or stragglers in a run of rounds",
+            expected="mode 'async'",
+            mend="add --mode async",
+        )
+    return None
 
 
 def privacy_terms(unit: str, *, epsilon: float, delta: float, sample_rate: float, noise: str = "local") -> PrivacyTerms:

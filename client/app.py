@@ -26,7 +26,6 @@ A node's configuration (where it comes from: `client.configuration`) names its f
     Only in a simulation; a real node leaves it out, and its ledger keeps one from the operating system.
 """
 
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import cache
@@ -34,12 +33,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from client.configuration import node_settings
+from common.array_record import from_record, to_record
 from common.errors import InvalidSetting
-from common.instructions import TrainRequest
+from common.ids import arrays_sha256
+from common.instructions import TrainRequest, Uplink
+from common.quantise import quantise
 from common.updates import AdapterUpdate
 
 if TYPE_CHECKING:
@@ -91,7 +93,8 @@ def make_app(simulated: Path | None = None) -> ClientApp:
     def train(message: Message, context: Context) -> Message:
         """Answer one train request."""
         request, base = decode(message)
-        return Message(encode(bench().update(settings_of(context), request, base)), reply_to=message)
+        update = bench().update(settings_of(context), request, base)
+        return Message(encode(update, request.uplink), reply_to=message)
 
     @app.query("secret_sum")
     def secret_sum(message: Message, context: Context) -> Message:
@@ -117,19 +120,27 @@ def decode_stage(message: Message) -> tuple[bytes, int, dict[str, np.ndarray]]:
             expected="bytes to a whole number",
         )
     adapter = message.content.array_records.get("adapter")
-    return body, number, {name: array.numpy() for name, array in adapter.items()} if adapter else {}
+    return body, number, from_record(adapter) if adapter else {}
 
 
 def decode(message: Message) -> tuple[TrainRequest, dict[str, np.ndarray]]:
     """Read the request and the base adapter out of a train message."""
-    adapter = message.content.array_records["adapter"]
     request = TrainRequest.from_flat(dict(message.content.config_records["request"]))
-    return request, {name: array.numpy() for name, array in adapter.items()}
+    return request, from_record(message.content.array_records["adapter"])
 
 
-def encode(update: AdapterUpdate) -> RecordDict:
-    """Return the update as Flower records: private arrays, public metadata."""
-    arrays = ArrayRecord(OrderedDict((name, Array(array)) for name, array in sorted(update.arrays.items())))
+def encode(update: AdapterUpdate, uplink: Uplink = "float32") -> RecordDict:
+    """Return the update as Flower records: private arrays, public metadata.
+
+    With `uplink` "int8" the arrays are rounded here, after all that clips and noises them. The draws follow from the
+    arrays alone, so the same release gives the same bytes and the rounding tells nothing that the arrays would not.
+
+    Raises
+    ------
+    UpdateRejected
+        When an array that is to be rounded has NaN or infinite elements.
+    """
+    arrays = update.arrays if uplink == "float32" else quantise(update.arrays, arrays_sha256(update.arrays.items()))
     meta = update.meta
     public: dict[str, str | int | float | list[float] | list[int]] = {
         key: value
@@ -145,7 +156,7 @@ def encode(update: AdapterUpdate) -> RecordDict:
             "rates": [rate for _, rate, _ in meta.privacy.steps],
             "counts": [count for _, _, count in meta.privacy.steps],
         }
-    records = RecordDict({"update": arrays, "meta": ConfigRecord(public)})  # type: ignore[arg-type]  # a union flwr widens
+    records = RecordDict({"update": to_record(arrays), "meta": ConfigRecord(public)})  # type: ignore[arg-type]  # a union flwr widens
     records["metrics"] = MetricRecord(dict(meta.metrics))
     return records
 

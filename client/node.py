@@ -106,6 +106,12 @@ class Node:
                 expected=encoder.sha256[:12],
                 consequence="the node does not train",
             )
+        if secret_sum is not None and request.uplink != "float32":
+            raise InvalidSetting(
+                f"uplink {request.uplink!r} in a secret sum",
+                expected="float32: a sum rounds to a grid of its own, the same for all nodes",
+                consequence="the node does not train",
+            )
         base = self._held(base, request, secret_sum)
         own_noise = _own_noise(request, secret_sum)
         sigma = self._sigma(request)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from typing import Literal
 
 import msgspec
 
@@ -10,6 +11,8 @@ from common.errors import InvalidSetting
 from common.privacy import Noise, PrivacyUnit
 
 Scalar = str | int | float | bool | list[str]
+Uplink = Literal["float32", "int8"]
+"""How an update's numbers travel from a node: as they are, or rounded to 8 bits; see `common.quantise`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +189,23 @@ def refuse_unkept(objective: Objective, privacy: PrivacyTerms) -> None:
         )
 
 
+def refuse_early_rounding(uplink: Uplink, privacy: PrivacyTerms) -> None:
+    """Refuse to round what no noise hides yet.
+
+    Raises
+    ------
+    InvalidSetting
+        Rounding after the noise reads nothing but what is released anyway. Before it, it moves two neighbouring inputs
+        further apart than the clipping bound that the noise is sized for.
+    """
+    if uplink != "float32" and privacy.noise != "local" and privacy.unit != "off":
+        raise InvalidSetting(
+            f"uplink {uplink!r} with noise {privacy.noise!r}",
+            expected="noise 'local': rounding is free after a node's own noise, and breaks the bound before another's",
+            mend="use --uplink float32, or --noise local",
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class TrainRequest:
     """One node's work in one round.
@@ -211,6 +231,8 @@ class TrainRequest:
         How to train, and under which guarantee.
     noise_multiplier
         Sigma of the one noise for all nodes; 0 with noise "local", where each node calibrates its own.
+    uplink
+        How the update's numbers travel.
     """
 
     run: str
@@ -223,9 +245,11 @@ class TrainRequest:
     objective: Objective
     privacy: PrivacyTerms
     noise_multiplier: float = 0.0
+    uplink: Uplink = "float32"
 
     def __post_init__(self) -> None:
         refuse_unkept(self.objective, self.privacy)
+        refuse_early_rounding(self.uplink, self.privacy)
         one_for_all = self.privacy.noise != "local" and self.privacy.unit != "off"
         if not (0 < self.noise_multiplier < math.inf if one_for_all else self.noise_multiplier == 0):
             raise InvalidSetting(
@@ -235,7 +259,9 @@ class TrainRequest:
 
     def flat(self) -> dict[str, Scalar]:
         """Return one flat mapping of scalars and lists, as Flower's ConfigRecord takes it."""
-        own = {key: value for key, value in asdict(self).items() if key not in ("objective", "privacy", "trained")}
+        # the usual uplink is left out, as what came later is in an objective
+        left_out = {"objective", "privacy", "trained"} | ({"uplink"} if self.uplink == "float32" else set())
+        own = {key: value for key, value in asdict(self).items() if key not in left_out}
         nested = {f"objective.{key}": value for key, value in self.objective.flat().items()}
         terms = {f"privacy.{key}": value for key, value in asdict(self.privacy).items()}
         return {**own, "trained": list(self.trained), **nested, **terms}

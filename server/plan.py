@@ -6,9 +6,18 @@ from dataclasses import dataclass
 
 from common.errors import InvalidSetting
 from common.ids import rng_for
-from common.instructions import Objective, PrivacyTerms, SecureTerms, refuse_unkept
+from common.instructions import (
+    Objective,
+    PrivacyTerms,
+    SecureTerms,
+    TrainRequest,
+    Uplink,
+    refuse_early_rounding,
+    refuse_unkept,
+)
 from server.aggregate import MEAN_SUFFICES, bears_ranks, strategy_named
 from server.aggregate.base import PlainStep
+from server.async_terms import AsyncTerms
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +81,10 @@ class RunPlan:
         Ranks that nodes train, dealt to them in turn; empty: all train the adapter's own.
     start
         The version that the run starts from; None starts anew.
+    uplink
+        How the numbers of updates travel from the nodes.
+    asynchronous
+        How it goes on without rounds; `rounds` then counts versions, and `cohort` nodes at work at once. None: rounds.
 
     Raises
     ------
@@ -95,6 +108,8 @@ class RunPlan:
     bad_share: float | None = None
     ranks: tuple[int, ...] = ()
     start: Start | None = None
+    uplink: Uplink = "float32"
+    asynchronous: AsyncTerms | None = None
 
     def __post_init__(self) -> None:
         for name in ("rounds", "cohort", "min_replies"):
@@ -103,6 +118,15 @@ class RunPlan:
         if self.bad_share is not None:
             strategy_named(self.strategy, PlainStep(), bad_share=self.bad_share)
         refuse_unkept(self.objective, self.privacy)
+        self._refuse_early_rounding()
+        if self.asynchronous is not None:
+            self.asynchronous.refuse_unkept(
+                self.strategy,
+                self.privacy,
+                secure=self.secure_aggregation,
+                ranks=self.ranks,
+                min_replies=self.min_replies,
+            )
         self._refuse_ranks()
         self._refuse_uncounted_start()
         self._refuse_impossible_replies()
@@ -112,6 +136,15 @@ class RunPlan:
                 f"strategy {self.strategy!r} where only the sum of the updates is known",
                 expected=f"one that needs no more than their mean: {', '.join(sorted(MEAN_SUFFICES))}",
                 mend="use --noise local without --secure-aggregation, or one of those strategies",
+            )
+
+    def _refuse_early_rounding(self) -> None:
+        refuse_early_rounding(self.uplink, self.privacy)
+        if self.secure_aggregation and self.uplink != "float32":
+            raise InvalidSetting(
+                f"uplink {self.uplink!r} under secure aggregation",
+                expected="float32: a secret sum rounds to a grid of its own, the same for all nodes",
+                mend="leave out --uplink or --secure-aggregation",
             )
 
     def _refuse_ranks(self) -> None:
@@ -188,8 +221,10 @@ class RunPlan:
     def participations(self, nodes: tuple[int, ...]) -> Mapping[int, int]:
         """Return how many rounds each node takes part in; it depends on no data, so nodes may calibrate by it.
 
-        Drawn by chance, every node takes part in every round with that chance.
+        Drawn by chance, every node takes part in every round with that chance; without rounds it is the most of each.
         """
+        if self.asynchronous is not None:
+            return dict.fromkeys(nodes, self.asynchronous.most_participations(self.rounds, self.cohort, len(nodes)))
         if self.drawn_by_chance:
             return dict.fromkeys(nodes, self.rounds)
         return Counter(node for number in range(1, self.rounds + 1) for node in self.cohort_of(number, nodes))
@@ -201,6 +236,33 @@ class RunPlan:
         if self.privacy.noise == "local":
             return planned
         return dict.fromkeys(planned, max(planned.values(), default=steps))
+
+    def request(
+        self, number: int, base_version: str, trained: tuple[str, ...], planned_steps: int, sigma: float = 0.0
+    ) -> TrainRequest:
+        """Return what a node is asked in a round, or errand, of this number."""
+        return TrainRequest(
+            run=self.run,
+            round=number,
+            base_version=base_version,
+            strategy=self.strategy,
+            trained=trained,
+            encoder_sha256=self.encoder_sha256,
+            planned_steps=planned_steps,
+            objective=self.objective,
+            privacy=self.privacy,
+            noise_multiplier=sigma,
+            uplink=self.uplink,
+        )
+
+    def refuse_large_delta(self, nodes: tuple[int, ...]) -> None:
+        """Refuse a delta that is no guarantee over so many nodes, where a node is what is protected."""
+        if self.privacy.unit == "client" and self.privacy.delta * len(nodes) >= 1:
+            raise InvalidSetting(
+                f"delta {self.privacy.delta} over {len(nodes)} nodes",
+                expected=f"delta below 1/{len(nodes)}",
+                mend="lower --delta",
+            )
 
 
 def least_threshold(cohort: int, colluders: int) -> int:

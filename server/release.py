@@ -17,6 +17,7 @@ from server.gate import Verdict, difference, judge
 from server.registry import CURRENT, Registry
 from server.rounds import RunPlan, RunState
 from server.slices import Rows, by_slice, client_slice, slices_of
+from server.traffic import traffic_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +134,7 @@ class Publisher:
                 "reason": verdict.reason,
                 "gate": verdict.as_json(),
                 "slices": by_slice(slices),
+                "traffic": traffic_of(state.history, self.plan.uplink),
                 **({"started_from": asdict(self.plan.start)} if self.plan.start else {}),
             },
         )

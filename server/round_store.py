@@ -16,6 +16,7 @@ from common.privacy import PrivacyClaim
 from common.store import pack_arrays, publish_folder, unpack_arrays, verify_folder, write_atomic
 from server.intake import RoundRecord
 from server.plan import RunPlan, Start
+from server.underway import BASES_NAME, ERRANDS_NAME, Underway
 
 KEEP_ROUNDS = 2
 RUN_NAME = "run.json"
@@ -33,12 +34,15 @@ class RunState:
         Tensors by name.
     history
         One record a round.
+    underway
+        What a run without rounds has begun and not used yet.
     """
 
     round: int
     adapter: Mapping[str, np.ndarray]
     strategy_state: Mapping[str, np.ndarray]
     history: tuple[RoundRecord, ...] = ()
+    underway: Underway | None = None
 
     @property
     def adapter_sha256(self) -> str:
@@ -105,6 +109,7 @@ class RoundStore:
                 adapter=_read_arrays(folder / "adapter.safetensors"),
                 strategy_state=_read_arrays(folder / "strategy.safetensors"),
                 history=msgspec.json.decode((folder / "history.json").read_bytes(), type=tuple[RoundRecord, ...]),
+                underway=_read_underway(folder),
             )
         return None
 
@@ -114,6 +119,7 @@ class RoundStore:
             "adapter.safetensors": pack_arrays(state.adapter),
             "strategy.safetensors": pack_arrays(state.strategy_state),
             "history.json": msgspec.json.encode(state.history),
+            **({} if state.underway is None else state.underway.files()),
         }
         name = f"round-{state.round:06d}"
         publish_folder(
@@ -143,6 +149,12 @@ def _with_defaults(found: dict[str, object]) -> dict[str, object]:
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
     return unpack_arrays(path.read_bytes(), str(path))
+
+
+def _read_underway(folder: Path) -> Underway | None:
+    if not (folder / ERRANDS_NAME).exists():
+        return None
+    return Underway.read((folder / ERRANDS_NAME).read_bytes(), (folder / BASES_NAME).read_bytes(), str(folder))
 
 
 def _refuse_other_run(found: dict[str, object], wanted: dict[str, object], folder: Path) -> None:

@@ -93,12 +93,7 @@ class RoundLoop:
     def _sigma(self, nodes: tuple[int, ...], steps: int) -> float:
         """Return the multiplier of the one noise over all nodes; 0 where each node sizes its own, or there is none."""
         terms = self._plan.privacy
-        if terms.unit == "client" and terms.delta * len(nodes) >= 1:
-            raise InvalidSetting(
-                f"delta {terms.delta} over {len(nodes)} nodes",
-                expected=f"delta below 1/{len(nodes)}",
-                mend="lower --delta",
-            )
+        self._plan.refuse_large_delta(nodes)
         if terms.noise == "local" or terms.unit == "off":
             return 0.0
         if self._noise is None:
@@ -129,7 +124,7 @@ class RoundLoop:
             number,
             {name: tensor.cpu().numpy() for name, tensor in result.adapter.items()},
             {name: tensor.cpu().numpy() for name, tensor in result.state.items()},
-            (*state.history, intake.record(time.monotonic() - started, spend, epsilon)),
+            (*state.history, intake.in_round(time.monotonic() - started, spend, epsilon)),
         )
 
     def _refuse_few(self, intake: Intake, asked: int) -> None:
@@ -224,18 +219,7 @@ class RoundLoop:
     # -- asking ------------------------------------------------------------------------------------------------------
 
     def _request(self, state: RunState, planned_steps: int, sigma: float) -> TrainRequest:
-        return TrainRequest(
-            run=self._plan.run,
-            round=state.round + 1,
-            base_version=state.adapter_sha256,
-            strategy=self._strategy.name,
-            trained=self._trained(state),
-            encoder_sha256=self._plan.encoder_sha256,
-            planned_steps=planned_steps,
-            objective=self._plan.objective,
-            privacy=self._plan.privacy,
-            noise_multiplier=sigma,
-        )
+        return self._plan.request(state.round + 1, state.adapter_sha256, self._trained(state), planned_steps, sigma)
 
     def _trained(self, state: RunState) -> tuple[str, ...]:
         return self._strategy.trained(state.adapter, state.strategy_state)

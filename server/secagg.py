@@ -129,6 +129,7 @@ class SecretSession:
         raw = {node: encode_message(question) for node, question in questions.items()}
         answers: dict[int, Kind] = {}
         for reply in fleet.ask(raw, None, group=self.name, timeout_s=self.timeout_s, answered=lambda count: None):
+            intake.count(reply)
             try:
                 if isinstance(reply.outcome, Failure):
                     raise UpdateRejected(reply.outcome.reason)
@@ -152,6 +153,7 @@ class SecretSession:
         size = sum(int(self.adapter[name].size) for name in self._trained())
         masked: dict[int, np.ndarray] = {}
         for reply in fleet.ask(raw, self.adapter, group=self.name, timeout_s=self.timeout_s, answered=answered):
+            intake.count(reply)
             if isinstance(reply.outcome, Failure):
                 intake.fail(reply.node, reply.outcome.reason)
                 continue

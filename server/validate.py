@@ -2,11 +2,13 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 
 from common.errors import UpdateRejected
 from common.instructions import TrainRequest
+from common.quantise import dequantise
 from common.ranks import rank_axis, ranks_of
 from common.updates import AdapterUpdate, UpdateMeta
 from server.aggregate import bears_ranks
@@ -40,6 +42,17 @@ def validate(
     """
     validate_meta(update.meta, request)
     _validate_arrays(update, request, _shapes_of(update, request, like, smaller_ranks), like)
+
+
+def opened(update: AdapterUpdate, request: TrainRequest) -> AdapterUpdate:
+    """Return an update as it came with its numbers in float32, where they were asked for in 8 bits.
+
+    Raises
+    ------
+    UpdateRejected
+        When they are not what was asked for.
+    """
+    return update if request.uplink == "float32" else replace(update, arrays=dequantise(update.arrays))
 
 
 def validate_meta(meta: UpdateMeta, request: TrainRequest) -> None:

@@ -60,8 +60,13 @@ def effort_of(unit: str, noise: str, given: dict[str, Any]) -> Effort:
 def simulate(
     data: Annotated[str, typer.Option(help="Data set; see `anabranch data list`.")] = "movielens-100k",
     clients: Annotated[int, typer.Option(help="Nodes that the users are dealt to.")] = 10,
-    cohort: Annotated[int, typer.Option(help="Nodes asked a round; 0 asks all.")] = 0,
-    rounds: Annotated[int, typer.Option(help="Federated rounds.")] = 12,
+    cohort: Annotated[int, typer.Option(help="Nodes asked a round, or at work at once; 0: all.")] = 0,
+    rounds: Annotated[int, typer.Option(help="Federated rounds, or versions without rounds.")] = 12,
+    mode: Annotated[str, typer.Option(help="sync: rounds; async: a version for every full buffer.")] = "sync",
+    buffer: Annotated[int, typer.Option(help="Async: updates a version; 0: half of those at work.")] = 0,
+    max_staleness: Annotated[int | None, typer.Option(help="Async: versions an update may be behind; 10.")] = None,
+    participations: Annotated[int, typer.Option(help="Async: most times a node is asked; 0: 1.25 of its share.")] = 0,
+    stragglers: Annotated[float, typer.Option(help="Async: share of the nodes simulated 20 times slower.")] = 0.0,
     strategy: Annotated[str, typer.Option(help="fedsvd, ffa, rolora, fedit, fedex, or a robust rule.")] = "fedsvd",
     bad_share: Annotated[float | None, typer.Option(help="Bad clients that a robust rule bears; 0.2.")] = None,
     privacy: Annotated[str, typer.Option(help="What is protected: user, example, client or off.")] = "user",
@@ -88,6 +93,7 @@ def simulate(
     encoder: Annotated[str, typer.Option(help="minilm, a Hugging Face BERT, or a folder.")] = "minilm",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     timeout: Annotated[float, typer.Option(help="Seconds to wait for the slowest node of a round.")] = 600.0,
+    uplink: Annotated[str, typer.Option(help="How updates travel: float32, or int8, a quarter of it.")] = "float32",
     seed: Annotated[int, typer.Option(help="The same seed gives the same adapter.")] = 0,
     workers: Annotated[int, typer.Option(help="Worker processes; 0 means one a core.")] = 0,
     evaluate_every: Annotated[int, typer.Option(help="Publish a version every so many rounds; 0: the last.")] = 0,
@@ -105,9 +111,10 @@ def simulate(
 
     \b
     Example:
-      anabranch simulate --clients 10 --rounds 12 --epsilon 8
+      anabranch simulate --clients 10 --rounds 12 --epsilon 8 --uplink int8
       anabranch simulate --data synthetic --privacy off --store /tmp/try
       anabranch simulate --clients 100 --cohort 20 --engine flower
+      anabranch simulate --mode async --clients 20 --cohort 10 --buffer 5 --stragglers 0.1
     """
     given = dict(locals())
     _run(data, store, settings_of(given), Output(as_json=as_json))
@@ -115,7 +122,7 @@ def simulate(
 
 def settings_of(given: dict[str, Any]) -> "SimulationSettings":
     """Return the settings for the options of `simulate`, by name; most are named alike."""
-    from anabranch.simulation_settings import SimulationSettings, privacy_terms
+    from anabranch.simulation_settings import SimulationSettings, asynchronous_terms, privacy_terms
     from common.instructions import Objective
 
     effort = effort_of(given["privacy"], given["noise"], given)
@@ -126,8 +133,11 @@ def settings_of(given: dict[str, Any]) -> "SimulationSettings":
         "local_steps": effort.local_steps,
         "learning_rate": effort.client_rate,
     }
+    at_once = given["cohort"] or given["clients"]
+    without_rounds = {name: given[name] for name in ("buffer", "max_staleness", "participations", "stragglers")}
     made = {
-        "cohort": given["cohort"] or given["clients"],
+        "cohort": at_once,
+        "asynchronous": asynchronous_terms(given["mode"], at_once=at_once, **without_rounds),
         "privacy": privacy_terms(given["privacy"], sample_rate=effort.sample_rate, **terms),
         "objective": Objective(**goal),
         "server_learning_rate": effort.server_rate,
@@ -163,6 +173,13 @@ def _run(data: str, store: Path, settings: "SimulationSettings", out: Output) ->
     out.result(payload, lambda console: draw(console, payload))
 
 
+def traffic(payload: dict[str, Any]) -> str:
+    """Return in words what travelled in all."""
+    from server.traffic import size_in_words
+
+    return f"{size_in_words(payload['traffic']['down'])} down and {size_in_words(payload['traffic']['up'])} up in all"
+
+
 def draw(console: Console, payload: dict[str, Any]) -> None:
     """Draw a simulation's result."""
     table = Table(title=f"model {payload['version']}, full rank over all unseen items", title_justify="left")
@@ -185,5 +202,6 @@ def draw(console: Console, payload: dict[str, Any]) -> None:
         )
     console.print(
         f"replies: {clients['replied']} of {clients['planned']}, {clients['failed']} failed, "
-        f"{len(clients['quarantined'])} quarantined; {payload['bytes_per_client'] / 1024:.0f} KiB a client and round"
+        f"{len(clients['quarantined'])} quarantined; {payload['bytes_per_client'] / 1024:.0f} KiB a client and round "
+        f"({payload['traffic']['uplink']}); {traffic(payload)}"
     )

@@ -1,20 +1,21 @@
 """Any Flower Grid as a fleet: requests and replies as Flower Messages."""
 
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from zipfile import BadZipFile
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
+from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
-from common.errors import UpdateRejected
+from common.array_record import size_of, to_record
 from common.instructions import TrainRequest
-from common.privacy import PrivacySpend
-from common.updates import AdapterUpdate, UpdateMeta
-from server.fleet.base import Answered, Failure, RawReply, Reply, in_order
+from server.fleet.base import Answered, Errands, Failure, RawReply, Reply, in_order
+from server.fleet.errands import GridErrands
+from server.fleet.replies import decode_update, raw_reply_of, reply_of
 from server.fleet.roll import Roll
+
+__all__ = ["GridFleet", "decode_update"]
 
 POLL_S = 0.02
 STAGE_ACTION = "secret_sum"
@@ -54,7 +55,7 @@ class GridFleet:
         answered: Answered,
     ) -> Iterator[Reply]:
         """Send one train message a node and yield the replies in the order of the node ids."""
-        arrays = _record(adapter)
+        arrays = to_record(adapter)
         asked: dict[TrainRequest, ConfigRecord] = {}
 
         def content_of(node: int) -> RecordDict:
@@ -67,7 +68,8 @@ class GridFleet:
         nodes = sorted(requests)
         group = str(requests[nodes[0]].round) if nodes else ""
         arriving = self._exchange(nodes, content_of, MessageType.TRAIN, group, timeout_s, answered)
-        yield from in_order(nodes, (_reply(node, message) for node, message in arriving))
+        size = size_of(arrays)
+        yield from in_order(nodes, (reply_of(node, message, size) for node, message in arriving))
 
     def ask(
         self,
@@ -79,14 +81,20 @@ class GridFleet:
         answered: Answered,
     ) -> Iterator[RawReply]:
         """Send one query message a node and yield the replies in the order of the node ids."""
-        arrays = {} if adapter is None else {"adapter": _record(adapter)}
+        arrays = {} if adapter is None else {"adapter": to_record(adapter)}
+        size = sum(map(size_of, arrays.values()))
 
         def content_of(node: int) -> RecordDict:
             return RecordDict({"question": ConfigRecord({"body": questions[node], "node": node}), **arrays})
 
         nodes, action = sorted(questions), f"{MessageType.QUERY}.{STAGE_ACTION}"
         arriving = self._exchange(nodes, content_of, action, group, timeout_s, answered)
-        yield from in_order(nodes, (_raw_reply(node, message) for node, message in arriving))
+        replies = (raw_reply_of(node, message, size + len(questions[node])) for node, message in arriving)
+        yield from in_order(nodes, replies)
+
+    def errands(self) -> Errands:
+        """Return a way to ask nodes one at a time and to take their replies as they come."""
+        return GridErrands(self._grid, self._addresses, self._poll_s)
 
     def _exchange(
         self,
@@ -123,13 +131,15 @@ class GridFleet:
                 if node is not None:
                     replies += 1
                     answered(replies)
-                    yield node, _without_error(node, message)
+                    yield node, message
             if not arrived:
                 time.sleep(self._poll_s)
-        for node in sorted([*waiting.values(), *unsent]):
+        for node in sorted(waiting.values()):
             yield node, Failure(node, f"no reply within {timeout_s:.0f} s")
+        for node in sorted(unsent):
+            yield node, Failure(node, f"no reply within {timeout_s:.0f} s", asked=False)
         for node in sorted(set(nodes) - addresses.keys()):
-            yield node, Failure(node, "not connected")
+            yield node, Failure(node, "not connected", asked=False)
 
     def _addresses(self, nodes: Iterable[int]) -> dict[int, int]:
         """Return Flower's ids of those nodes that are connected."""
@@ -138,75 +148,3 @@ class GridFleet:
         self._roll.look_again()
         found = {node: self._roll.address(node) for node in nodes}
         return {node: address for node, address in found.items() if address is not None}
-
-
-def _record(adapter: Mapping[str, np.ndarray]) -> ArrayRecord:
-    return ArrayRecord(OrderedDict((name, Array(array)) for name, array in sorted(adapter.items())))
-
-
-def _without_error(node: int, message: Message) -> Message | Failure:
-    """Return the message, or why there is nothing to decode."""
-    if message.has_error():
-        return Failure(node, message.error.reason or f"error code {message.error.code}")
-    return message
-
-
-def _raw_reply(node: int, message: Message | Failure) -> RawReply:
-    if isinstance(message, Failure):
-        return RawReply(node, message)
-    answer = message.content.config_records.get("answer")
-    body = None if answer is None else answer.get("body")
-    if not isinstance(body, bytes):
-        return RawReply(node, Failure(node, "a reply without an answer; expected record answer with its body"))
-    return RawReply(node, body)
-
-
-def _reply(node: int, message: Message | Failure) -> Reply:
-    if isinstance(message, Failure):
-        return Reply(node, message)
-    try:
-        update = decode_update(message.content)
-    except UpdateRejected as error:
-        return Reply(node, Failure(node, str(error)))
-    return Reply(node, update, sum(array.nbytes for array in update.arrays.values()))
-
-
-def _array(array: Array) -> np.ndarray:
-    loaded = array.numpy()
-    if not isinstance(loaded, np.ndarray):
-        raise TypeError(f"a {type(loaded).__name__} for an array")
-    return loaded
-
-
-def decode_update(content: RecordDict) -> AdapterUpdate:
-    """Read an update out of a reply.
-
-    Raises
-    ------
-    UpdateRejected
-        When a record or field is missing or of the wrong type; nothing of the reply is used.
-    """
-    try:
-        public = dict(content.config_records["meta"])
-        arrays = {name: _array(array) for name, array in content.array_records["update"].items()}
-        privacy = None
-        if "sigmas" in public:
-            columns = (public["sigmas"], public["rates"], public["counts"])
-            steps = tuple(zip(*columns, strict=True))  # type: ignore[arg-type]  # checked by the values below
-            privacy = PrivacySpend(public["unit"], float(public["delta"]), steps)  # type: ignore[arg-type]
-        metrics = {key: float(value) for key, value in content.metric_records["metrics"].items()}  # type: ignore[arg-type]
-        meta = UpdateMeta(
-            client=str(public["client"]),
-            base_version=str(public["base_version"]),
-            strategy=str(public["strategy"]),
-            round=int(public["round"]),  # type: ignore[arg-type]
-            examples=float(public["examples"]),  # type: ignore[arg-type]
-            privacy=privacy,
-            epsilon=float(public["epsilon"]) if privacy else None,  # type: ignore[arg-type]
-            metrics=metrics,
-        )
-    except (KeyError, TypeError, ValueError, OverflowError, OSError, EOFError, BadZipFile) as error:
-        raise UpdateRejected(
-            f"a reply that is no update ({type(error).__name__}: {error})", expected="records update, meta and metrics"
-        ) from error
-    return AdapterUpdate(meta, arrays)

@@ -1,26 +1,27 @@
 """The ClientApp: a real Flower message in, a real one out, decoded by the server's own reader."""
 
 import math
-from collections import OrderedDict
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MessageType, RecordDict
+from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
 from client.app import decode, encode, make_app
+from common.array_record import size_of, to_record
 from common.datasets.files import write_catalogue, write_interactions
 from common.errors import EmptyData, InvalidSetting, PrivacyError
 from common.events import Interaction
-from common.ids import arrays_sha256
+from common.ids import arrays_sha256, rng_for
 from common.instructions import PrivacyTerms, TrainRequest
 from common.items import Item
 from common.privacy import PrivacySpend
+from common.quantise import STEP, dequantise
 from common.updates import AdapterUpdate, UpdateMeta
 from server.fleet.flower import decode_update
-from server.validate import validate
+from server.validate import opened, validate
 from tests.client.federation import Bench, make_request
 
 
@@ -52,7 +53,7 @@ def config(bench: Bench, tmp_path: Path) -> dict[str, str]:
 def message_of(request: TrainRequest, base: dict[str, np.ndarray]) -> Message:
     content = RecordDict(
         {
-            "adapter": ArrayRecord(OrderedDict((name, Array(array)) for name, array in base.items())),
+            "adapter": to_record(base),
             "request": ConfigRecord(request.flat()),  # type: ignore[arg-type]  # a union flwr widens
         }
     )
@@ -132,3 +133,24 @@ def test_an_update_reads_back_as_it_was_written(private: bool) -> None:
 def test_a_private_update_tells_no_metric(bench: Bench, config: dict[str, str]) -> None:
     update = ask(replace(make_request(bench), round=2), bench.base, config)
     assert dict(update.meta.metrics) == {}
+
+
+def test_in_8_bits_the_numbers_are_those_of_the_update_to_a_step() -> None:
+    rng = rng_for("numbers")
+    arrays = {name: rng.standard_normal((40, 30)).astype(np.float32) for name in ("x", "y")}
+    update = AdapterUpdate(UpdateMeta("c", "b", "s", 4, 2.5), arrays)
+    first, again = (encode(update, "int8") for _ in range(2))
+    found = decode_update(first)
+    numbers = dequantise(found.arrays)
+    assert all(np.abs(numbers[name] - arrays[name]).max() <= found.arrays[name + STEP] for name in arrays)
+    sizes = [size_of(each.array_records["update"]) for each in (first, encode(update))]
+    assert sizes[0] < 0.3 * sizes[1]
+    # the draws follow from the arrays: the same release is the same bytes
+    assert arrays_sha256(decode_update(again).arrays.items()) == arrays_sha256(found.arrays.items())
+
+
+def test_a_node_asked_for_8_bits_answers_in_8_bits(bench: Bench, config: dict[str, str]) -> None:
+    request = make_request(bench, uplink="int8")
+    update = ask(request, bench.base, config)
+    assert {array.dtype.name for name, array in update.arrays.items() if not name.endswith(STEP)} == {"int8"}
+    validate(opened(update, request), request, bench.base)

@@ -169,3 +169,12 @@ def test_a_request_without_the_noise_it_promises_is_refused(bench: Bench) -> Non
             asked(bench, "user", "server", noise_multiplier=sigma)
     with pytest.raises(InvalidSetting, match=r"noise multiplier 1\.0 with noise 'local'"):
         asked(bench, "user", "local", noise_multiplier=1.0)
+
+
+def test_a_secret_sum_takes_no_rounded_update(node: Node, bench: Bench) -> None:
+    request = asked(bench, "user", "local", uplink="int8")
+    with pytest.raises(InvalidSetting, match="a sum rounds to a grid of its own"):
+        node.answer(request, bench.base, bench.encoder, bench.cache, SUM)
+    assert not node.ledger_path.exists()
+    with pytest.raises(InvalidSetting, match="breaks the bound before another's"):
+        asked(bench, "user", "server", uplink="int8")

@@ -1,6 +1,6 @@
 """A fleet in memory: the real port, nodes that are plain functions of what they are asked."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -96,6 +96,9 @@ class MemoryFleet:
             answered(number)
             yield from self.bad[request.round, node](reply) if (request.round, node) in self.bad else [reply]
 
+    def errands(self) -> "MemoryErrands":
+        return MemoryErrands(self)
+
     def ask(
         self,
         questions: Mapping[int, bytes],
@@ -130,6 +133,48 @@ class MemoryFleet:
             return self.update(node, request, adapter, hidden_in)
 
         return train
+
+
+@dataclass
+class MemoryErrands:
+    """The fleet's nodes one at a time; every look for replies is a turn, and an answer takes one.
+
+    Parameters
+    ----------
+    fleet
+        Whose nodes they are.
+    slow
+        Node to the turns that it takes.
+    away
+        Nodes that are not connected.
+    turn
+        How often was looked for replies.
+    sent
+        (errand, node) of all that was asked, in order.
+    """
+
+    fleet: MemoryFleet
+    slow: Mapping[int, int] = field(default_factory=dict)
+    away: frozenset[int] = frozenset()
+    turn: int = 0
+    sent: list[tuple[int, int]] = field(default_factory=list)
+    waiting: list[tuple[int, int, list[Reply]]] = field(default_factory=list)
+
+    def reachable(self, nodes: Iterable[int]) -> frozenset[int]:
+        return frozenset(nodes) - self.away
+
+    def send(
+        self, number: int, node: int, request: TrainRequest, adapter: Mapping[str, np.ndarray], *, timeout_s: float
+    ) -> None:
+        self.sent.append((number, node))
+        replies = list(self.fleet.train({node: request}, adapter, timeout_s=timeout_s, answered=lambda count: None))
+        self.waiting.append((self.turn + self.slow.get(node, 1), number, replies))
+
+    def arrived(self) -> list[tuple[int, Reply]]:
+        self.turn += 1
+        here = sorted((each for each in self.waiting if each[0] <= self.turn), key=lambda each: each[:2])
+        self.waiting = [each for each in self.waiting if each[0] > self.turn]
+        return [(number, reply) for _, number, replies in here for reply in replies]
 
 
 def gone(reply: RawReply) -> RawReply:

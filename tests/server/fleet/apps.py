@@ -5,12 +5,13 @@ import signal
 import struct
 import sys
 import time
-from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import Array, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+
+from common.array_record import ENTRY, from_record, to_record
 
 app = ClientApp()
 not_an_app = "text"
@@ -59,7 +60,7 @@ def _update(message: Message, config: dict[str, str]) -> RecordDict:
     """Return an update of the adapter sent: twice what came."""
     request = message.content.config_records["request"]
     base = message.content.array_records["adapter"]
-    arrays = ArrayRecord(OrderedDict((name, Array(2 * array.numpy())) for name, array in base.items()))
+    arrays = to_record({name: 2 * array for name, array in from_record(base).items()})
     meta = {
         "client": config.get("client", "?"),
         "base_version": str(request["base_version"]),
@@ -82,7 +83,6 @@ def _claim(config: dict[str, str]) -> dict[str, object]:
 
 def _spoil(records: RecordDict, how: str) -> None:
     meta, arrays = records.config_records["meta"], records.array_records["update"]
-    name = min(arrays)
     if how == "no update":
         del records["update"]
     elif how == "no meta":
@@ -100,17 +100,24 @@ def _spoil(records: RecordDict, how: str) -> None:
     elif how == "a list for a metric":
         records.metric_records["metrics"]["loss"] = [1.0, 2.0]
     elif how == "cut array":
-        arrays[name] = Array(dtype="float32", shape=(2,), stype="numpy.ndarray", data=arrays[name].data[:-4])
+        arrays[ENTRY] = entry(arrays[ENTRY].data[:-4])
     elif how == "no bytes":
-        arrays[name] = Array(dtype="float32", shape=(2,), stype="numpy.ndarray", data=b"")
+        arrays[ENTRY] = entry(b"")
     elif how == "pickle":
-        arrays[name] = Array(dtype="float32", shape=(2,), stype="numpy.ndarray", data=b"\x80\x04N.")
+        arrays[ENTRY] = entry(b"\x80\x04N.")
     elif how == "zip":
-        arrays[name] = Array(dtype="float32", shape=(2,), stype="numpy.ndarray", data=b"PK\x03\x04 and so on")
+        arrays[ENTRY] = entry(b"PK\x03\x04 and so on")
     elif how == "archive":
-        arrays[name] = Array(dtype="float32", shape=(2,), stype="numpy.ndarray", data=_archive())
+        arrays[ENTRY] = entry(_archive())
     elif how == "another serialisation":
-        arrays[name] = Array(dtype="float32", shape=(2,), stype="torch.Tensor", data=arrays[name].data)
+        arrays[ENTRY] = entry(arrays[ENTRY].data, "numpy.ndarray")
+    elif how == "two entries":
+        arrays["more"] = entry(arrays[ENTRY].data)
+
+
+def entry(raw: bytes, kind: str = ENTRY) -> Array:
+    """Return bytes as an entry of an array record."""
+    return Array(dtype="uint8", shape=(len(raw),), stype=kind, data=raw)
 
 
 def _archive() -> bytes:

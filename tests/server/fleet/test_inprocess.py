@@ -5,15 +5,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
+from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 
+from common.array_record import to_record
 from common.instructions import Objective, PrivacyTerms, TrainRequest
+from common.store import pack_arrays
 from common.updates import AdapterUpdate
 from server.fleet import inprocess
 from server.fleet.base import Failure, Reply
@@ -103,7 +104,7 @@ def test_a_message_comes_through_whole() -> None:
     assert (meta.privacy.unit, meta.privacy.delta, meta.epsilon) == ("user", 1e-4, 2.5)
     assert meta.privacy.steps == ((1.0, 0.2, 3), (2.0, 0.2, 1))
     assert dict(meta.metrics) == {"loss": 0.5}
-    assert reply.received_bytes == sum(array.nbytes for array in ADAPTER.values())
+    assert reply.received_bytes == reply.sent_bytes == len(pack_arrays(ADAPTER))
 
 
 def test_an_exception_costs_one_reply_and_says_why() -> None:
@@ -159,7 +160,7 @@ def test_a_worker_that_hangs_past_its_messages_life_is_replaced() -> None:
         (stuck,) = workers_of(grid)
         records = RecordDict(
             {
-                "adapter": ArrayRecord(OrderedDict((name, Array(array)) for name, array in ADAPTER.items())),
+                "adapter": to_record(ADAPTER),
                 "request": ConfigRecord(REQUEST.flat()),  # type: ignore[arg-type]  # a union flwr widens
             }
         )
@@ -222,6 +223,7 @@ SPOILED = [
     "zip",
     "archive",
     "another serialisation",
+    "two entries",
 ]
 
 

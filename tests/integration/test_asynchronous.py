@@ -1,0 +1,81 @@
+"""Without rounds, whole: real workers and ledgers, a straggler, a killed server, claims that the ledgers bear out."""
+
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from anabranch.ledgers import verify_store
+from anabranch.simulation import SimulationResult, SimulationSettings
+from server.async_terms import AsyncTerms
+from server.registry import Registry
+from tests.integration.test_federated import ledger_epsilons, not_lower, settings_for, simulate
+
+
+def async_settings(bert: Path, **changes: object) -> SimulationSettings:
+    usual = settings_for(bert, cohort=3, rounds=4, asynchronous=AsyncTerms(2, stragglers=0.3), evaluate_every=2)
+    return replace(usual, **changes)  # type: ignore[arg-type]  # by name
+
+
+@pytest.fixture(scope="module")
+def straight(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, SimulationResult]:
+    """Run once without interruption; what others must equal."""
+    store = tmp_path_factory.mktemp("straight") / "store"
+    return store, simulate(store, async_settings(tiny_bert))
+
+
+def test_a_straggler_is_waited_for_by_nobody_and_the_rest_is_told(straight: tuple[Path, SimulationResult]) -> None:
+    told = straight[1].as_json()
+    assert (told["mode"], told["rounds_run"], told["clients"]["failed"]) == ("async", 4, 0)
+    assert len(told["staleness"]) == told["clients"]["replied"] == 8
+    assert max(told["staleness"]) > 0
+    # two quick nodes, eight answers: a straggler alone takes ten or more
+    assert told["simulated_moment"] <= 4 * 1.5
+
+
+def test_every_claim_is_what_the_ledgers_say(straight: tuple[Path, SimulationResult]) -> None:
+    store, result = straight
+    claims = [manifest.privacy.epsilon for manifest in Registry.open(store).versions() if manifest.privacy is not None]
+    assert len(claims) == 2
+    assert claims[-1] == pytest.approx(max(ledger_epsilons(store).values()), abs=1e-6)
+    assert claims[-1] == result.as_json()["privacy"]["epsilon"]
+    verdict = verify_store(store)
+    assert verdict.ok, verdict.problems
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from anabranch.simulation import Simulation
+from tests.integration.test_asynchronous import async_settings
+from tests.integration.test_federated import make_dataset
+
+def note(text):
+    if text.startswith("version 2/4"):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+Simulation(make_dataset(), Path(sys.argv[1]), async_settings(Path(sys.argv[2])), note=note).run()
+"""
+
+
+def test_a_killed_server_goes_on_to_the_same_adapter_and_never_lowers_epsilon(
+    straight: tuple[Path, SimulationResult], tiny_bert: Path, tmp_path: Path
+) -> None:
+    store = tmp_path / "store"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(each for each in sys.path if each)}
+    child = subprocess.run([sys.executable, "-c", KILLED, str(store), str(tiny_bert)], env=environment, check=False)
+    assert child.returncode == -signal.SIGKILL
+    before = ledger_epsilons(store)
+    resumed = simulate(store, async_settings(tiny_bert, workers=2, resume=True))
+    assert resumed.resumed_from == 2
+    assert resumed.state.adapter_sha256 == straight[1].state.adapter_sha256
+    after = ledger_epsilons(store)
+    assert not_lower(before, after)
+    # what was under way when it died was charged once
+    assert after == ledger_epsilons(straight[0])
+    verdict = verify_store(store)
+    assert verdict.ok, verdict.problems
