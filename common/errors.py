@@ -174,6 +174,8 @@ class OffsetLost(StreamError):
     ----------
     positions
         Partition to the offset that was asked for.
+    cut
+        Those of them whose log was cut and written anew, to where it was cut; None where the broker does not know.
     """
 
     def __init__(
@@ -181,12 +183,13 @@ class OffsetLost(StreamError):
         found: str,
         *,
         positions: Mapping[int, int] | None = None,
+        cut: Mapping[int, int | None] | None = None,
         expected: str = "",
         consequence: str = "",
         mend: str = "",
     ) -> None:
         super().__init__(found, expected=expected, consequence=consequence, mend=mend)
-        self.positions = dict(positions or {})
+        self.positions, self.cut = dict(positions or {}), dict(cut or {})
 
 
 class TooManyBadRecords(StreamError):

@@ -14,105 +14,40 @@ count of events, by idleness, or when it is told to.
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from common.clock import Clock, wall_clock
-from common.errors import BrokerUnavailable, OffsetLost, StoreMismatch, StreamError
-from common.events import decode_event
-from common.progress import Progress, silent
+from common.errors import BrokerUnavailable, OffsetLost, StoreMismatch
 from stream.breaker import HOLD_S, Breaker
 from stream.checkpoint import CheckpointStore
-from stream.connect import open_log
-from stream.deadletter import FLUSH_WITHIN_S, DeadLetter, DeadLetters, attempts_of
-from stream.learner.blend import Blend
-from stream.meter import Meter, Unwatched
+from stream.deadletter import DeadLetter, DeadLetters, attempts_of
 from stream.partitions import PartitionStore
 from stream.policies import another_topic, resumed
 from stream.settings import LearnReport, WorkerSettings
 from stream.snapshot import publish_snapshot
-from stream.source import Log, Record, Source, TopicInfo
-from stream.state import Decoder, ItemTexts, Served, StreamState
+from stream.source import Record, TopicInfo
+from stream.state import StreamState
+from stream.worker import LOOK_AGAIN_S, POLL_S, TEXTS_S, Worker
 
 __all__ = ["LearnReport", "StreamWorker", "WorkerSettings"]
 
 _LOG = logging.getLogger("anabranch.stream")
-_POLL_S = 0.2
-_LOOK_AGAIN_S = 10.0
-"""A silent topic is looked up this often: a broker that was replaced answers polls with nothing, for ever."""
-_TEXTS_S = 10.0
-"""Newer texts are asked for this often."""
 _LETTER_BYTES = 16 * 1024 * 1024
 """Dead letters of this size are stored and sent, however few records that took."""
-_LEAVE_WITHIN_S = 4.0
-"""How long the last dead letters may take when the worker is told to stop; supervisors kill after 10 s."""
 
 
-class StreamWorker:
-    """Learns a topic into a store.
+class StreamWorker(Worker):
+    """Learns a topic into a store; its parameters are those of `stream.worker.Worker`."""
 
-    Parameters
-    ----------
-    settings
-        What to do.
-    learner
-        Fresh; taken over from the checkpoint when there is one. None is a `Blend` as it comes.
-    log
-        Where the topic is; None is Kafka at the address of the settings.
-    items
-        Candidates from the start (a catalogue's ids).
-    texts
-        Gives text vectors of items, for a learner that takes them, or None when there are none, or none newer than
-        those it gave before. Asked at the start and now and then; newer ones take the place of the checkpoint's.
-    decode
-        Bytes to event.
-    stopping
-        Asked before every record; True ends the run with a checkpoint.
-    notice
-        Told what people must hear: a fallback, a new topic, a lost offset.
-    progress
-        Told how far it is.
-    clock
-        Dates checkpoints.
-    meter
-        Watches.
-    """
-
-    def __init__(
-        self,
-        settings: WorkerSettings,
-        learner: Served | None = None,
-        *,
-        log: Log | None = None,
-        items: tuple[str, ...] = (),
-        texts: Callable[[], ItemTexts | None] = lambda: None,
-        decode: Decoder = decode_event,
-        stopping: Callable[[], bool] = lambda: False,
-        notice: Callable[[str], None] = lambda _: None,
-        progress: Progress = silent,
-        clock: Clock = wall_clock,
-        meter: Meter | None = None,
-    ) -> None:
-        self.settings = settings
+    def _prepare(self) -> None:
+        settings = self.settings
         self.state = StreamState(
-            learner or Blend(),
-            every=settings.evaluate_every,
-            dedup_window=settings.dedup_window,
-            decode=decode,
+            self._fresh, every=settings.evaluate_every, dedup_window=settings.dedup_window, decode=self._decode
         )
-        self._log: Log = log or open_log(settings.servers, settings.security, settings.client)
-        self._items, self._texts = items, texts
-        self._stopping, self._notice, self._progress, self._clock = stopping, notice, progress, clock
-        self._meter: Meter = meter or Unwatched()
         self._checkpoints = CheckpointStore(settings.store, settings.keep)
         self._breaker = Breaker(settings.bad_share, settings.bad_window)
         self._changed = False  # whether there is anything that the last checkpoint lacks
-        self._assigned = 0
-        self._stored_events = 0
+        self._assigned = self._stored_events = self._sequence = 0
         self._stored_offsets = "the beginning"
-        self._stored_at = 0.0
-        self._last_record = 0.0
-        self._described_at = 0.0
-        self._sequence = 0
 
     def run(self) -> LearnReport:
         """Restore, read, learn and checkpoint until a stop condition holds.
@@ -141,17 +76,17 @@ class StreamWorker:
             resumed_from = self.state.events
             info = self._log.await_topic(settings.topic, settings.topic_wait_s)
             self._identify(info)
-            letters = DeadLetters(self._log, settings.topic)
-            source = self._log.source(settings.topic, settings.group)
+            self._letters = DeadLetters(self._log, settings.topic)
+            self._source = self._log.source(settings.topic, settings.group)
             try:
-                self._assign(source, info)
-                self._consume(source, letters)
-                if not self._checkpoint(source, letters):
-                    self._checkpoint(source, letters)
-                source.commit(self._offsets(), wait=True)
+                self._assign(info)
+                self._consume()
+                if not self.checkpoint():
+                    self.checkpoint()
+                self._source.commit(self._offsets(), wait=True)
             finally:
-                letters.close()
-                source.close()
+                self._letters.close()
+                self._source.close()
         return self._report(resumed_from, time.monotonic() - started)
 
     # --- starting ---------------------------------------------------------------------------------------------------
@@ -161,7 +96,7 @@ class StreamWorker:
             raise StoreMismatch(
                 f"the store {self.settings.store} is that of workers that share a topic",
                 expected="a new one, or one of a worker that learns alone",
-                mend="add --scale-out, or choose another --store",
+                mend="add --scale-out, or choose another --store, which learns the topic from its beginning",
             )
         self._sequence = self._checkpoints.next_sequence()
         found = self._checkpoints.newest(self._notice, set_aside=True)
@@ -198,10 +133,11 @@ class StreamWorker:
             )
         self.state.topic_ids[info.name] = info.identity
 
-    def _assign(self, source: Source, info: TopicInfo) -> None:
+    def _assign(self, info: TopicInfo) -> None:
         """Read all partitions, each from its stored offset, a new one from its beginning."""
         stored = self._offsets()
-        source.assign({number: stored.get(number) for number in info.partitions})
+        epochs = self.state.epochs.get(self.settings.topic, {})
+        self._source.assign({number: stored.get(number) for number in info.partitions}, epochs)
         self._assigned = len(info.partitions)
         self._meter.assigned(self._assigned)
 
@@ -214,51 +150,52 @@ class StreamWorker:
 
     # --- reading ----------------------------------------------------------------------------------------------------
 
-    def _consume(self, source: Source, letters: DeadLetters) -> None:
+    def _consume(self) -> None:
         looked = time.monotonic()
         while not self._enough():
             try:
-                records = source.poll(_POLL_S)
+                records = self._source.poll(POLL_S)
             except OffsetLost as error:
-                if self._checkpoint(source, letters):
-                    self._lost(source, error)
+                if self.checkpoint():
+                    self._lost(error)
                 continue
             except BrokerUnavailable:
-                self._checkpoint(source, letters)
+                self.checkpoint()
                 raise
             if records:
-                self._apply(source, letters, records)
+                self._apply(records)
                 self._last_record = self._answered = looked = time.monotonic()
-                ends, offsets = source.ends(), self._offsets()
+                ends, offsets = self._source.ends(), self._offsets()
                 self._meter.polled({part: max(0, end - offsets.get(part, 0)) for part, end in ends.items()})
-            elif self._idle() or time.monotonic() - looked > _LOOK_AGAIN_S:
-                self._look_again(source, letters)
+            elif self._idle() or time.monotonic() - looked > LOOK_AGAIN_S:
+                self._look_again()
                 if self._idle():
                     return
                 looked = time.monotonic()
-            if time.monotonic() - self._described_at > _TEXTS_S and self._describe():
+            if time.monotonic() - self._described_at > TEXTS_S and self._describe():
                 self._changed = True
                 if not self._breaker.suspects:
-                    self._checkpoint(source, letters)
-            if self._checkpoint_due(letters):
-                self._checkpoint(source, letters)
+                    self.checkpoint()
+            if self._checkpoint_due():
+                self.checkpoint()
 
-    def _apply(self, source: Source, letters: DeadLetters, records: Sequence[Record]) -> None:
+    def _apply(self, records: Sequence[Record]) -> None:
         """Apply a batch in its order, and stop within it when there is enough."""
         for record in records:
             if self._enough():
                 return
             began = time.perf_counter()
-            outcome = self.state.apply(record.topic, record.partition, record.offset, record.value)
+            place = (record.topic, record.partition, record.offset)
+            outcome = self.state.apply(*place, record.value, record.leader_epoch)
             self._meter.applied(outcome, time.perf_counter() - began)
             self._changed = True
             self._breaker.count(outcome)
             if outcome.kind == "dead":
                 if self._breaker.tripped:
                     raise self._breaker.refusal(self.settings.topic, self._stored_offsets)
-                place, tried = (record.topic, record.partition, record.offset), attempts_of(record.headers)
-                letters.add(DeadLetter(*place, record.key, record.value, outcome.error, outcome.reason, tried))
-            if self._checkpoint_due(letters) and not self._checkpoint(source, letters):
+                tried = attempts_of(record.headers)
+                self._letters.add(DeadLetter(*place, record.key, record.value, outcome.error, outcome.reason, tried))
+            if self._checkpoint_due() and not self.checkpoint():
                 return  # the rest of the batch is of a topic that is no more
         self._meter.alarms(self.state.progressive.drift_alarms)
         self._progress("learning", self.state.events, self.settings.until_events or 0)
@@ -267,75 +204,63 @@ class StreamWorker:
         until = self.settings.until_events
         return (until is not None and self.state.events >= until) or self._stopping()
 
-    def _idle(self) -> bool:
-        timeout = self.settings.idle_timeout_s
-        return timeout is not None and time.monotonic() - self._last_record > timeout
-
-    def _look_again(self, source: Source, letters: DeadLetters) -> None:
-        """Look up a silent topic: the broker may be gone, the topic be another, or have more partitions."""
-        try:
-            info = source.topic()
-        except BrokerUnavailable as error:
-            self._checkpoint(source, letters)
-            if self._idle() or time.monotonic() - self._answered > self.settings.broker_wait_s:
-                raise
-            self._notice(f"{error.found}; waiting for it, up to {self.settings.broker_wait_s:g} s")
-            return
-        self._answered = time.monotonic()
-        if info is None:  # deleted: perhaps it is made again
-            return
-        if info.identity != self.state.topic_ids[info.name]:
-            self._another(source, info)
-        elif len(info.partitions) != self._assigned:
-            self._assign(source, info)
-
-    def _another(self, source: Source, info: TopicInfo) -> None:
+    def _another(self, info: TopicInfo) -> None:
         """Go over to a topic that took the place of the one that was read, or refuse to."""
         self._identify(info)
-        self._assign(source, info)
+        self._assign(info)
         self._last_record = time.monotonic()
 
-    def _lost(self, source: Source, error: OffsetLost) -> None:
+    def _same(self, info: TopicInfo) -> None:
+        if len(info.partitions) != self._assigned:
+            self._assign(info)
+
+    def _known_identity(self) -> str:
+        return self.state.topic_ids[self.settings.topic]
+
+    def _unsent(self) -> int:
+        return len(self._letters)
+
+    def _lost(self, error: OffsetLost) -> None:
         """Act by the policy when the broker no longer has the next record."""
-        info = source.topic()
-        if info is not None and info.identity != self.state.topic_ids[info.name]:
-            self._another(source, info)
+        info = self._source.topic()
+        if info is not None and info.identity != self._known_identity():
+            self._another(info)
             return
         # the ids of the last records are remembered over all partitions alike, so each may go back by its part
         ids_each = self.settings.dedup_window // max(1, self._assigned)
-        targets, told = resumed(self.settings, error, source.bounds(error.positions), ids_each)
+        targets, told = resumed(self.settings, error, self._source.bounds(error.positions), ids_each)
         self._notice(told)
         for part, target in targets.items():
-            source.seek(part, target)
-            self.state.offsets.setdefault(self.settings.topic, {})[part] = target
+            self._source.seek(part, target)
+            self.state.read_on(self.settings.topic, part, target)
         self._changed = True
 
     # --- storing ----------------------------------------------------------------------------------------------------
 
-    def _checkpoint_due(self, letters: DeadLetters) -> bool:
+    def _checkpoint_due(self) -> bool:
         fresh = self.state.events - self._stored_events
         if fresh <= 0:
             return False
         age = time.monotonic() - self._stored_at
         if self._breaker.suspects and age < HOLD_S + self.settings.checkpoint_seconds:
             return False
-        full = fresh >= self.settings.checkpoint_events or letters.size >= _LETTER_BYTES
+        full = fresh >= self.settings.checkpoint_events or self._letters.size >= _LETTER_BYTES
         return full or age >= self.settings.checkpoint_seconds
 
-    def _checkpoint(self, source: Source, letters: DeadLetters) -> bool:
+    def checkpoint(self) -> bool:
         """Store everything; the numbers are those of the module's text. Return False when the topic is another now."""
         state = self.state
         if not self._changed:
             return True
-        if not self._same_topic(source, letters):
+        if not self._same_topic():
             return False
         began = time.monotonic()
-        letters.flush(_LEAVE_WITHIN_S if self._stopping() else FLUSH_WITHIN_S)  # 1
+        self._letters.flush(self._letters_within())  # 1
         now = self._clock()
         size = self._checkpoints.write(self._sequence, state.arrays(), state.details(), now)  # 2
         snapshot = state.learner.snapshot(state.json_offsets)
         publish_snapshot(self.settings.store, snapshot, self._sequence, now, self.settings.keep)  # 3
-        source.commit(self._offsets())  # 4
+        self._source.commit(self._offsets())  # 4
         self._sequence += 1
         self._stored_events, self._stored_at, self._changed = state.events, time.monotonic(), False
         self._stored_offsets = self._shown_offsets()
@@ -344,27 +269,6 @@ class StreamWorker:
         counts = {"events": state.events, "dead_letters": state.dead_letters, "bytes": size}
         _LOG.info("checkpoint", extra={"data": {"checkpoint": self._sequence - 1, **counts}})
         return True
-
-    def _same_topic(self, source: Source, letters: DeadLetters) -> bool:
-        """Tell whether the topic is still the one that was read; offsets of another must not be stored.
-
-        A broker that does not answer proves nothing, and what was read before is stored, unless letters would have to
-        be sent. The next start compares the identities again.
-        """
-        try:
-            info = source.topic()
-        except BrokerUnavailable as error:
-            if len(letters):
-                raise StreamError(
-                    f"{len(letters)} dead letters cannot be sent: {error}",
-                    consequence="nothing since the last checkpoint is stored, its records are read again",
-                    mend="start again when the broker answers",
-                ) from error
-            return True
-        if info is None or info.identity == self.state.topic_ids[info.name]:
-            return True
-        self._another(source, info)
-        return False
 
     def _report(self, resumed_from: int, seconds: float) -> LearnReport:
         state = self.state

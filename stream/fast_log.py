@@ -3,6 +3,7 @@
 Topics, and transactions, which are few, stay with kafka-python.
 """
 
+import re
 import time
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
@@ -22,9 +23,11 @@ from confluent_kafka import (
 from common.errors import BrokerUnavailable, InvalidSetting, OffsetLost, StreamError
 from stream import topics
 from stream.kafka_log import BATCH_BYTES, FETCH_BYTES, LINGER_MS, POLL_RECORDS, KafkaLog
-from stream.source import Delivery, Headers, Owner, Record, Sink, Source, TopicInfo
+from stream.source import NO_EPOCH, SESSION_S, Delivery, Headers, Owner, Record, Sink, Source, TopicInfo
 
 _ANSWER_S = 10.0
+_CUT = re.compile(r"truncat.* end offset is (\d+)")
+"""What librdkafka says of a log that was cut; the place is told nowhere else."""
 
 
 class FastRecord(NamedTuple):
@@ -37,6 +40,7 @@ class FastRecord(NamedTuple):
     value: bytes | None
     headers: Headers
     timestamp: int
+    leader_epoch: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +51,9 @@ class FastLog(KafkaLog):
         """Return a reader of the topic."""
         return FastSource(self, topic, group)
 
-    def member(self, topic: str, group: str, owner: Owner) -> Source:
+    def member(
+        self, topic: str, group: str, owner: Owner, *, name: str | None = None, session_s: float = SESSION_S
+    ) -> Source:
         """Refuse: a cooperative hand-over with it is not built."""
         raise InvalidSetting(
             "a member of a group by the client librdkafka",
@@ -76,6 +82,7 @@ class FastSource:
     def __init__(self, log: FastLog, topic: str, group: str) -> None:
         self._log, self._topic = log, topic
         self._at: dict[int, int] = {}
+        self._epochs: dict[int, int] = {}
         self._consumer = Consumer(
             {
                 "bootstrap.servers": log.servers,
@@ -98,22 +105,28 @@ class FastSource:
         with topics.admin_client(self._log.servers, self._log.security, topics.LOOK_UP_MS) as client:
             return topics.describe(client, self._topic)
 
-    def assign(self, positions: Mapping[int, int | None]) -> None:
+    def assign(self, positions: Mapping[int, int | None], epochs: Mapping[int, int] | None = None) -> None:
         """Read these partitions, each from its offset."""
         begins = self.bounds([part for part, offset in positions.items() if offset is None])
         self._at = {part: begins[part][0] if offset is None else offset for part, offset in positions.items()}
+        self._epochs = dict(epochs or {})
         self._consumer.assign(
             [
-                TopicPartition(self._topic, part, OFFSET_BEGINNING if positions[part] is None else offset)
+                self._place(part, OFFSET_BEGINNING if positions[part] is None else offset)
                 for part, offset in sorted(self._at.items())
             ]
         )
 
-    def seek(self, partition: int, offset: int) -> None:
+    def seek(self, partition: int, offset: int, epoch: int = NO_EPOCH) -> None:
         """Read the partition on from there."""
-        self._at[partition] = offset
+        self._at[partition], self._epochs[partition] = offset, epoch
         # seek waits for a fetcher that may not be there yet; a new assignment keeps the others where they are
-        self._consumer.assign([TopicPartition(self._topic, part, at) for part, at in sorted(self._at.items())])
+        self._consumer.assign([self._place(part, at) for part, at in sorted(self._at.items())])
+
+    def _place(self, partition: int, offset: int) -> TopicPartition:
+        epoch = self._epochs.get(partition, NO_EPOCH)
+        known = {} if epoch == NO_EPOCH else {"leader_epoch": epoch}
+        return TopicPartition(self._topic, partition, offset, **known)
 
     def poll(self, timeout_s: float) -> Sequence[Record]:
         """Return what has come."""
@@ -123,6 +136,7 @@ class FastSource:
         messages = [first, *self._consumer.consume(POLL_RECORDS, 0)]
         found: list[FastRecord] = []
         lost: dict[int, int] = {}
+        cut: dict[int, int | None] = {}
         for message in messages:
             error = message.error()
             if error is None:
@@ -131,22 +145,26 @@ class FastSource:
                 part = int(message.partition())
                 self._at[part] = max(self._at.get(part, 0), int(message.offset()))
             elif error.code() == KafkaError._AUTO_OFFSET_RESET:  # noqa: SLF001  # the library's own name for it
-                lost[message.partition()] = self._at[message.partition()]
+                part = int(message.partition())
+                lost[part] = self._at[part]
+                if told := _CUT.search(error.str()):
+                    cut[part] = int(told[1])
             elif not error.retriable():
                 raise BrokerUnavailable(f"reading {self._topic} at {self._log.servers} failed: {error.str()}")
         if lost:
             for part, at in self._at_of(found).items():  # what was read is given again after the loss is dealt with
                 self._at[part] = at
-            raise OffsetLost(f"{self._topic}: no such offset {lost}", positions=lost)
+            raise OffsetLost(f"{self._topic}: no such offset {lost}", positions=lost, cut=cut)
         return sorted(found, key=lambda record: (record.partition, record.offset))
 
     def _record(self, message: Message) -> FastRecord:
         partition, offset = int(message.partition()), int(message.offset())
-        self._at[partition] = offset + 1
+        epoch = message.leader_epoch()
+        epoch = NO_EPOCH if epoch is None else int(epoch)
+        self._at[partition], self._epochs[partition] = offset + 1, epoch
         headers = tuple((name, value) for name, value in message.headers() or ())
-        return FastRecord(
-            self._topic, partition, offset, message.key(), message.value(), headers, int(message.timestamp()[1])
-        )
+        at = int(message.timestamp()[1])
+        return FastRecord(self._topic, partition, offset, message.key(), message.value(), headers, at, epoch)
 
     def _at_of(self, records: Sequence[FastRecord]) -> dict[int, int]:
         return {record.partition: record.offset for record in reversed(records)}
@@ -167,6 +185,9 @@ class FastSource:
                 time.sleep(0.1)
             else:
                 return int(low), int(high)
+
+    def stay(self) -> None:
+        """Do nothing: it belongs to no group."""
 
     def ends(self) -> dict[int, int]:
         """Return the ends that the last polls told."""

@@ -15,58 +15,39 @@ before the group gives it to another. Lost (the group took this worker for dead)
 owns it by then reads the same records from the same checkpoint.
 """
 
-import logging
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 
-from common.clock import Clock, wall_clock
-from common.errors import AnabranchError, BrokerUnavailable, OffsetLost, StoreMismatch, StreamError
-from common.events import decode_event
-from common.progress import Progress, silent
+from common.errors import AnabranchError, BrokerUnavailable, OffsetLost, StoreMismatch
 from stream.breaker import HOLD_S, Breaker
 from stream.checkpoint import CheckpointStore
-from stream.connect import open_log
-from stream.deadletter import FLUSH_WITHIN_S, DeadLetter, DeadLetters, attempts_of
-from stream.learner.blend import Blend
-from stream.meter import Meter, Unwatched
+from stream.deadletter import DeadLetter, DeadLetters, attempts_of
 from stream.partitions import PartitionStore
 from stream.policies import another_topic, resumed
 from stream.progressive import Row
-from stream.settings import LearnReport, WorkerSettings
+from stream.settings import LearnReport
 from stream.shard import Shard, other_partitions
+from stream.shards import Shards
 from stream.shared_items import SharedItems
 from stream.shared_snapshot import SharedSnapshot
-from stream.source import Log, Record, TopicInfo, in_time
-from stream.state import Decoder, ItemTexts, Served, StreamState
+from stream.source import NO_EPOCH, Record, TopicInfo, in_time
+from stream.state import ItemTexts, Served, StreamState
+from stream.worker import LEAVE_WITHIN_S, LOOK_AGAIN_S, POLL_S, TEXTS_S, Worker
 
-_LOG = logging.getLogger("anabranch.stream")
-_POLL_S = 0.2
-_LOOK_AGAIN_S = 10.0
-_TEXTS_S = 10.0
-_LEAVE_WITHIN_S = 4.0
-"""How long dead letters may take where somebody waits: the group, or whoever told the worker to stop."""
 _JOIN_WITHIN_S = 30.0
 """So long a worker that has no partitions yet is not idle."""
-_WRITERS = 8
-"""So many partitions are written at once."""
 _SHARE_AT_MOST = 0.5
 """Taking up what others learned may take this share of the time; on a large catalogue it is done less often then."""
+_STAY_S = 20.0
+"""A worker that learns for longer than this without a poll says that it is alive; the group waits for two minutes."""
 
 
-class GroupWorker:
+class GroupWorker(Worker):
     """Learns the partitions that its group leaves to it.
 
-    Parameters
-    ----------
-    settings
-        What to do; `checkpoint_events` and `checkpoint_seconds` are those of this worker, over its partitions.
-    learner
-        Fresh; each partition gets one like it. None is a `Blend` as it comes.
-    log, items, texts, decode, stopping, notice, progress, clock, meter
-        As for `stream.consumer.StreamWorker`.
+    Its parameters are those of `stream.worker.Worker`; `checkpoint_events` and `checkpoint_seconds` are those of this
+    worker, over its partitions, and each partition gets a learner like the one that is given.
 
     Raises
     ------
@@ -74,37 +55,19 @@ class GroupWorker:
         When what such a learner knows about items cannot be shared.
     """
 
-    def __init__(
-        self,
-        settings: WorkerSettings,
-        learner: Served | None = None,
-        *,
-        log: Log | None = None,
-        items: tuple[str, ...] = (),
-        texts: Callable[[], ItemTexts | None] = lambda: None,
-        decode: Decoder = decode_event,
-        stopping: Callable[[], bool] = lambda: False,
-        notice: Callable[[str], None] = lambda _: None,
-        progress: Progress = silent,
-        clock: Clock = wall_clock,
-        meter: Meter | None = None,
-    ) -> None:
-        self.settings = settings
-        self._fresh: Served = learner or Blend()
-        self._log: Log = log or open_log(settings.servers, settings.security, settings.client)
-        self._items, self._texts, self._decode = items, texts, decode
-        self._stopping, self._notice, self._progress, self._clock = stopping, notice, progress, clock
-        self._meter: Meter = meter or Unwatched()
+    def _prepare(self) -> None:
+        settings = self.settings
         self._store = PartitionStore(settings.store, settings.keep)
         self._partitions = 1
         self.shared = SharedItems(self._make)
         self._snapshot = SharedSnapshot(settings.store, settings.keep, self._store, self._make, self.shared.sharing)
-        self.shards: dict[int, Shard] = {}
+        self._held = Shards(self._store, self.shared, self._notice, self._meter)
+        self.shards = self._held.by_number
         self._waiting: set[int] = set()  # owned, and not taken over yet
         self._told: ItemTexts | None = None
         self._identity = ""
         self._owned = False  # whether it ever had a partition
-        self._stored_at = self._last_record = self._answered = self._described_at = self._looked = time.monotonic()
+        self._looked = self._polled = time.monotonic()
         self._share_after = self._published_at = 0.0
 
     def _make(self) -> StreamState:
@@ -135,7 +98,7 @@ class GroupWorker:
                 self.checkpoint()
             self._source.commit(self._offsets(), wait=True)
             tested = [shard.state.progressive.rows() for shard in self.shards.values()]
-        whole = self._snapshot.publish(self._clock(), self._notice, wait_s=_LEAVE_WITHIN_S)
+        whole = self._snapshot.publish(self._clock(), self._notice, wait_s=LEAVE_WITHIN_S)
         return _report(whole or self._make(), tested, resumed_from, time.monotonic() - started)
 
     @contextmanager
@@ -149,13 +112,15 @@ class GroupWorker:
             raise StoreMismatch(
                 f"the store {settings.store} is that of a worker that learns alone",
                 expected="a new one, or one of workers that share a topic",
-                mend="choose another --store, or leave out --scale-out",
+                mend="choose another --store, which learns the topic from its beginning, or leave out --scale-out",
             )
         info = self._log.await_topic(settings.topic, settings.topic_wait_s)
         self._identity, self._partitions = info.identity, len(info.partitions)
         self._described_at, self._told = time.monotonic(), self._texts()
-        self._source = self._log.member(settings.topic, settings.group, self)
-        self._last_record = self._answered = self._looked = time.monotonic()
+        self._source = self._log.member(
+            settings.topic, settings.group, self, name=settings.member, session_s=settings.session_seconds
+        )
+        self._last_record = self._answered = self._looked = self._polled = time.monotonic()
         try:
             yield
         finally:
@@ -171,9 +136,13 @@ class GroupWorker:
 
     def revoked(self, partitions: Collection[int]) -> None:
         """Store and drop partitions, before others get them."""
-        gone = self._dropped(partitions)
+        gone = self._drop(partitions)
         try:
-            self._store_all(shard for shard in gone if shard.changed and not shard.breaker.suspects)
+            self._held.store(
+                [shard for shard in gone if shard.changed and not shard.breaker.suspects],
+                self._clock(),
+                self._letters_within(),
+            )
         except AnabranchError as error:
             numbers = [shard.partition for shard in gone]
             self._notice(f"partitions {numbers} could not be stored: {error}; their next owner reads on from before")
@@ -182,7 +151,7 @@ class GroupWorker:
 
     def lost(self, partitions: Collection[int]) -> None:
         """Drop partitions that others own already."""
-        gone = self._dropped(partitions)
+        gone = self._drop(partitions)
         for shard in gone:
             shard.letters.close()
         if gone:
@@ -191,12 +160,9 @@ class GroupWorker:
                 f"partitions {numbers} are lost: the group took this worker for dead, nothing of them is stored"
             )
 
-    def _dropped(self, partitions: Iterable[int]) -> list[Shard]:
-        numbers = set(partitions)
-        self._waiting -= numbers
-        gone = [self.shards.pop(number) for number in sorted(numbers & self.shards.keys())]
-        self._meter.assigned(len(self.shards))
-        return gone
+    def _drop(self, partitions: Collection[int]) -> list[Shard]:
+        self._waiting -= set(partitions)
+        return self._held.drop(partitions)
 
     # --- the loop ---------------------------------------------------------------------------------------------------
 
@@ -205,13 +171,14 @@ class GroupWorker:
         if self._enough():
             return False
         try:
-            records = self._source.poll(_POLL_S)
+            records = self._source.poll(POLL_S)
         except OffsetLost as error:
             self._lost_offsets(error)
             return True
         except BrokerUnavailable:
             self.checkpoint()
             raise
+        self._polled = time.monotonic()
         # records come before partitions are taken over: what is polled of one that came back is from before it left
         if records:
             self._apply(records)
@@ -220,12 +187,12 @@ class GroupWorker:
             self._meter.polled({p: max(0, ends[p] - offset) for p, offset in offsets.items() if p in ends})
         if self._waiting:
             self._take_over()
-        elif not records and (self._idle() or time.monotonic() - self._looked > _LOOK_AGAIN_S):
+        elif not records and (self._idle() or time.monotonic() - self._looked > LOOK_AGAIN_S):
             self._look_again()
             if self._idle():
                 return False
             self._looked = time.monotonic()
-        if time.monotonic() - self._described_at > _TEXTS_S:
+        if time.monotonic() - self._described_at > TEXTS_S:
             self._describe()
         if self._due():
             self._checkpoint([shard for shard in self.shards.values() if self._ready(shard)])
@@ -243,6 +210,9 @@ class GroupWorker:
             if self._enough():
                 return
             self._apply_one(shard, record)
+            if time.monotonic() - self._polled > _STAY_S:
+                self._source.stay()  # partitions may go meanwhile; what is left of the batch is passed over then
+                self._polled = time.monotonic()
             if self._due() and not self._checkpoint([each for each in self.shards.values() if self._ready(each)]):
                 return  # the rest of the batch is of a topic that is no more
         self._meter.alarms(sum(shard.state.progressive.drift_alarms for shard in self.shards.values()))
@@ -250,14 +220,15 @@ class GroupWorker:
 
     def _apply_one(self, shard: Shard, record: Record) -> None:
         began = time.perf_counter()
-        outcome = shard.state.apply(record.topic, record.partition, record.offset, record.value)
+        place = (record.topic, record.partition, record.offset)
+        outcome = shard.state.apply(*place, record.value, record.leader_epoch)
         self._meter.applied(outcome, time.perf_counter() - began)
         shard.changed = True
         shard.breaker.count(outcome)
         if outcome.kind == "dead":
             if shard.breaker.tripped:
                 raise shard.breaker.refusal(self.settings.topic, f"the last checkpoint of partition {shard.partition}")
-            place, tried = (record.topic, record.partition, record.offset), attempts_of(record.headers)
+            tried = attempts_of(record.headers)
             shard.letters.add(DeadLetter(*place, record.key, record.value, outcome.error, outcome.reason, tried))
 
     def _enough(self) -> bool:
@@ -279,9 +250,9 @@ class GroupWorker:
         found = {part: shard.state.offsets.get(topic, {}).get(part) for part, shard in self.shards.items()}
         return {part: offset for part, offset in found.items() if offset is not None}
 
-    def _idle(self) -> bool:
-        timeout, silent_for = self.settings.idle_timeout_s, time.monotonic() - self._last_record
-        return timeout is not None and silent_for > (timeout if self._owned else max(timeout, _JOIN_WITHIN_S))
+    def _patience(self) -> float | None:
+        timeout = self.settings.idle_timeout_s
+        return timeout if timeout is None or self._owned else max(timeout, _JOIN_WITHIN_S)
 
     # --- taking over ------------------------------------------------------------------------------------------------
 
@@ -302,13 +273,17 @@ class GroupWorker:
                 shard.describe(self.shared, self._told)
             self.shared.put(number, found and found[0], shard.own, shard.state.events)
             taken.append(shard)
-        self.shards |= {shard.partition: shard for shard in taken}
+        self.shards.update({shard.partition: shard for shard in taken})
         self._waiting -= set(numbers)
-        self._share(taken)
+        self._held.share(taken)
         offsets = self._offsets()
         begins = self._source.bounds([number for number in numbers if number not in offsets])
         for number in numbers:
-            self._source.seek(number, offsets[number] if number in offsets else begins[number][0])
+            if number in offsets:
+                epochs = self.shards[number].state.epochs.get(settings.topic, {})
+                self._source.seek(number, offsets[number], epochs.get(number, NO_EPOCH))
+            else:
+                self._source.seek(number, begins[number][0])
         self._meter.assigned(len(self.shards))
         self._owned, self._last_record = True, time.monotonic()
 
@@ -329,20 +304,6 @@ class GroupWorker:
             shard.changed = True
         state.topic_ids[topic] = self._identity
 
-    def _look_again(self) -> None:
-        """Look up a silent topic: the broker may be gone, or the topic be another."""
-        try:
-            info = self._source.topic()
-        except BrokerUnavailable as error:
-            self.checkpoint()
-            if self._idle() or time.monotonic() - self._answered > self.settings.broker_wait_s:
-                raise
-            self._notice(f"{error.found}; waiting for it, up to {self.settings.broker_wait_s:g} s")
-            return
-        self._answered = time.monotonic()
-        if info is not None and info.identity != self._identity:
-            self._another(info)
-
     def _another(self, info: TopicInfo) -> None:
         """Go over to a topic that took the place of the one that was read, or refuse to."""
         self._identity = info.identity
@@ -352,6 +313,15 @@ class GroupWorker:
         for number in self.shards:
             self._source.seek(number, begins[number][0])
         self._last_record = time.monotonic()
+
+    def _same(self, info: TopicInfo) -> None:
+        """Leave new partitions to the group, which tells of them."""
+
+    def _known_identity(self) -> str:
+        return self._identity
+
+    def _unsent(self) -> int:
+        return sum(len(shard.letters) for shard in self.shards.values())
 
     def _lost_offsets(self, error: OffsetLost) -> None:
         """Act by the policy when the broker no longer has the next record."""
@@ -366,7 +336,7 @@ class GroupWorker:
         for number, target in targets.items():
             self._source.seek(number, target)
             if number in self.shards:
-                self.shards[number].state.offsets.setdefault(self.settings.topic, {})[number] = target
+                self.shards[number].state.read_on(self.settings.topic, number, target)
                 self.shards[number].changed = True
 
     # --- storing and sharing ----------------------------------------------------------------------------------------
@@ -390,11 +360,11 @@ class GroupWorker:
         changed = [shard for shard in shards if shard.changed]
         if changed and not self._same_topic():
             return False
-        size = self._store_all(changed)  # 1 and 2
+        size = self._held.store(changed, self._clock(), self._letters_within())  # 1 and 2
         self._stored_at = time.monotonic()
         fresh = self.shared.refresh(self._store, self.shards, self._notice) or bool(changed)
         if fresh and time.monotonic() >= self._share_after:
-            self._share(list(self.shards.values()))  # 3
+            self._held.share(list(self.shards.values()))  # 3
             spent = time.monotonic() - self._stored_at
             self._share_after = time.monotonic() + spent * (1 / _SHARE_AT_MOST - 1)
         if fresh and min(self._store.numbers(), default=-1) in self.shards:
@@ -410,37 +380,6 @@ class GroupWorker:
             self._snapshot.publish(self._clock(), self._notice)
             self._published_at = time.monotonic()
 
-    def _store_all(self, shards: Iterable[Shard]) -> int:
-        """Do steps 1 and 2 for partitions; one that somebody else owns is dropped. Return the bytes."""
-        chosen, within = list(shards), _LEAVE_WITHIN_S if self._stopping() else FLUSH_WITHIN_S
-        for shard in chosen:
-            shard.prepare(self.shared, within)
-        with ThreadPoolExecutor(_WRITERS) as pool:  # the disk makes them wait, not the processor
-            written = list(pool.map(partial(Shard.write, now=self._clock()), chosen))
-        for shard, stored in zip(chosen, written, strict=True):
-            if stored is None:
-                self._dropped([shard.partition])
-                shard.letters.close()
-                self._notice(f"partition {shard.partition} has a newer owner: nothing of it is stored here")
-                continue
-            shard.written(self.shared, stored[0])
-            counts = {"partition": shard.partition, "events": shard.state.events, "bytes": stored[1]}
-            _LOG.info("checkpoint", extra={"data": {"checkpoint": stored[0].sequence, **counts}})
-        return sum(stored[1] for stored in written if stored is not None)
-
-    def _share(self, shards: Iterable[Shard]) -> None:
-        """Bring partitions to the sum of what all learned about items."""
-        chosen = list(shards)
-        self.shared.refresh(self._store, self.shards, self._notice)
-        for shard in self.shards.values():
-            if shard.changed:
-                shard.refresh_own(self.shared)
-                self.shared.put(shard.partition, None, shard.own, shard.state.events)
-        told = next(iter(self.shards.values()), None)
-        self.shared.add_up(None if told is None else told.own)
-        for shard in chosen:
-            shard.take_up(self.shared)
-
     def _describe(self) -> None:
         """Tell all partitions newer texts, if there are any."""
         self._described_at = time.monotonic()
@@ -450,25 +389,7 @@ class GroupWorker:
         self._told = texts
         for shard in self.shards.values():
             shard.describe(self.shared, texts)
-        self._share(list(self.shards.values()))
-
-    def _same_topic(self) -> bool:
-        """Tell whether the topic is still the one that was read; offsets of another must not be stored."""
-        try:
-            info = self._source.topic()
-        except BrokerUnavailable as error:
-            waiting = sum(len(shard.letters) for shard in self.shards.values())
-            if waiting:
-                raise StreamError(
-                    f"{waiting} dead letters cannot be sent: {error}",
-                    consequence="nothing since the last checkpoint is stored, its records are read again",
-                    mend="start again when the broker answers",
-                ) from error
-            return True
-        if info is None or info.identity == self._identity:
-            return True
-        self._another(info)
-        return False
+        self._held.share(list(self.shards.values()))
 
 
 def _report(whole: StreamState, tested: Sequence[Mapping[str, Row]], resumed_from: int, seconds: float) -> LearnReport:

@@ -1,15 +1,17 @@
 """Kafka behind `stream.source`'s protocols, by kafka-python: the default way to any broker."""
 
 import logging
+import threading
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from kafka import ConsumerRebalanceListener, KafkaConsumer, KafkaProducer, OffsetAndMetadata, TopicPartition
+from kafka import AsyncConsumerRebalanceListener, KafkaConsumer, KafkaProducer, OffsetAndMetadata, TopicPartition
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 from kafka.errors import KafkaError, LogTruncationError, OffsetOutOfRangeError
+from kafka.future import Future
 from kafka.partitioner.default import murmur2
 from kafka.producer.future import FutureRecordMetadata
 from kafka.structs import MemberState
@@ -17,7 +19,18 @@ from kafka.structs import MemberState
 from common.errors import BrokerUnavailable, InvalidSetting, OffsetLost, StreamError
 from stream import topics
 from stream.security import PLAIN, Security
-from stream.source import Delivery, Headers, Owner, Record, Sink, Source, TopicInfo, TransactionalSink
+from stream.source import (
+    NO_EPOCH,
+    SESSION_S,
+    Delivery,
+    Headers,
+    Owner,
+    Record,
+    Sink,
+    Source,
+    TopicInfo,
+    TransactionalSink,
+)
 from stream.topics import admin_client, broker_answers, check_bootstrap, describe
 
 LINGER_MS = 20
@@ -28,7 +41,7 @@ _SMALL_POLLS = {"max_poll_records": 1000, "max_partition_fetch_bytes": 256 * 102
 """Of a member of a group: its partitions must get on together, or one is caught up while the others wait."""
 TRANSACTION_MS = 10_000
 """A transaction whose writer died is undone after this; until then readers wait before it."""
-HEARTBEAT_MS, SESSION_MS = 1_000, 10_000
+HEARTBEAT_MS = 1_000
 POLL_WITHIN_MS = 120_000
 """Of a member of a group: one that polls more seldom leaves it; a rebalance waits so long for one that is at work."""
 _RECONNECT_MS = 1000
@@ -86,9 +99,11 @@ class KafkaLog:
         """Return a reader of the topic."""
         return KafkaSource(self, topic, group)
 
-    def member(self, topic: str, group: str, owner: Owner) -> Source:
+    def member(
+        self, topic: str, group: str, owner: Owner, *, name: str | None = None, session_s: float = SESSION_S
+    ) -> Source:
         """Return a reader that shares the topic with the group's other members."""
-        return KafkaMember(self, topic, group, owner)
+        return KafkaMember(self, topic, group, owner, name, session_s)
 
     def sink(self, name: str) -> Sink:
         """Return a writer."""
@@ -136,18 +151,28 @@ class KafkaSource:
         with admin_client(self._log.servers, self._log.security, topics.LOOK_UP_MS) as client:
             return describe(client, self._topic)
 
-    def assign(self, positions: Mapping[int, int | None]) -> None:
+    def assign(self, positions: Mapping[int, int | None], epochs: Mapping[int, int] | None = None) -> None:
         """Read these partitions, each from its offset."""
         self._consumer.assign([self._part(number) for number in sorted(positions)])
         for number, offset in sorted(positions.items()):
             if offset is None:
                 self._consumer.seek_to_beginning(self._part(number))
             else:
-                self._consumer.seek(self._part(number), offset)
+                self._seek(number, offset, (epochs or {}).get(number, NO_EPOCH))
 
-    def seek(self, partition: int, offset: int) -> None:
+    def seek(self, partition: int, offset: int, epoch: int = NO_EPOCH) -> None:
         """Read the partition on from there."""
+        self._seek(partition, offset, epoch)
+
+    def _seek(self, partition: int, offset: int, epoch: int) -> None:
         self._consumer.seek(self._part(partition), offset)
+        if epoch != NO_EPOCH:
+            # the public seek takes no epoch; with one, kafka-python asks the leader whether it still has that record
+            self._state(self._part(partition)).seek(OffsetAndMetadata(offset, "", epoch))
+
+    def _state(self, part: TopicPartition) -> Any:
+        """Return what kafka-python knows of an assigned partition."""
+        return self._consumer._subscription.assignment[part]  # noqa: SLF001  # positions with epochs are not public
 
     def poll(self, timeout_s: float) -> Sequence[Record]:
         """Return what has come."""
@@ -157,8 +182,9 @@ class KafkaSource:
             positions = {part.partition: int(offset) for part, offset in error.args[0].items()}
             raise OffsetLost(f"{self._topic}: no such offset {positions}", positions=positions) from error
         except LogTruncationError as error:
-            positions = {part.partition: self._consumer.position(part) for part in error.divergent_offsets}
-            raise OffsetLost(f"{self._topic}: the log was cut below {positions}", positions=positions) from error
+            cut = {part.partition: at and int(at.offset) for part, at in error.divergent_offsets.items()}
+            positions = {number: int(self._state(self._part(number)).position.offset) for number in cut}
+            raise OffsetLost(f"{self._topic}: cut below {positions}", positions=positions, cut=cut) from error
         except KafkaError as error:
             raise BrokerUnavailable(f"reading {self._topic} at {self._log.servers} failed: {error}") from error
         return [record for part in sorted(polled) for record in polled[part]]
@@ -169,6 +195,9 @@ class KafkaSource:
         with broker_answers(self._log.servers):
             begin, end = self._consumer.beginning_offsets(parts), self._consumer.end_offsets(parts)
         return {part.partition: (int(begin[part]), int(end[part])) for part in parts}
+
+    def stay(self) -> None:
+        """Do nothing: it belongs to no group."""
 
     def ends(self) -> dict[int, int]:
         """Return the ends that the last polls told."""
@@ -203,8 +232,7 @@ class KafkaSource:
 class KafkaMember(KafkaSource):
     """Reads what its group leaves to it: cooperative-sticky, so that what stays is read on while others move.
 
-    A member that is silent for ten seconds is taken for dead. Heartbeats of a second make a rebalance a matter of
-    tenths; kafka-python's own three make it seconds.
+    Heartbeats of a second make a rebalance a matter of tenths; kafka-python's own three make it seconds.
 
     Parameters
     ----------
@@ -212,20 +240,24 @@ class KafkaMember(KafkaSource):
         As for `KafkaSource`.
     owner
         Told what it owns.
+    name, session_s
+        As for `stream.source.Log.member`; the name is Kafka's group.instance.id.
     """
 
-    def __init__(self, log: KafkaLog, topic: str, group: str, owner: Owner) -> None:
+    def __init__(self, log: KafkaLog, topic: str, group: str, owner: Owner, name: str | None, session_s: float) -> None:
+        session_ms = int(session_s * 1000)
         super().__init__(
             log,
             topic,
             group,
             partition_assignment_strategy=[CooperativeStickyAssignor],
             heartbeat_interval_ms=HEARTBEAT_MS,
-            session_timeout_ms=SESSION_MS,
-            max_poll_interval_ms=POLL_WITHIN_MS,
+            session_timeout_ms=session_ms,
+            max_poll_interval_ms=max(POLL_WITHIN_MS, session_ms),
+            group_instance_id=name,
             **_SMALL_POLLS,
         )
-        self._owner = owner
+        self._owner, self._name = owner, name
         self._join()
 
     def _join(self) -> None:
@@ -235,7 +267,7 @@ class KafkaMember(KafkaSource):
             self._consumer.partitions_for_topic(self._topic)
         self._stable_at = time.monotonic()
 
-    def assign(self, positions: Mapping[int, int | None]) -> None:
+    def assign(self, positions: Mapping[int, int | None], epochs: Mapping[int, int] | None = None) -> None:
         """Refuse: the group assigns."""
         raise InvalidSetting(f"partitions {sorted(positions)} assigned by hand to a member of a group")
 
@@ -246,6 +278,13 @@ class KafkaMember(KafkaSource):
         others own the partitions, and polls return nothing.
         """
         now = time.monotonic()
+        if self._name is not None and self._replaced():
+            raise StreamError(
+                f"another worker has joined the group as {self._name!r}",
+                expected="a name for each",
+                consequence="this one stops; what it had not stored is read again by that one",
+                mend="give each worker a --member of its own",
+            )
         if self._consumer.group_metadata().state is MemberState.STABLE:
             self._stable_at = now
         elif now - self._stable_at > 1.1 * POLL_WITHIN_MS / 1000:
@@ -256,30 +295,66 @@ class KafkaMember(KafkaSource):
             self._join()
         return super().poll(timeout_s)
 
-    def seek(self, partition: int, offset: int) -> None:
+    def _replaced(self) -> bool:
+        """Tell whether another member has taken the name: kafka-python 3.0.12 stops the heartbeats without a word."""
+        inside: Any = self._consumer._coordinator  # noqa: SLF001  # nothing public says it
+        with inside._lock:  # noqa: SLF001  # as above: a join sets these together
+            joined = inside.state is MemberState.STABLE and not inside.rejoining and not inside.rejoin_needed
+            return joined and not inside._heartbeat_enabled  # noqa: SLF001  # as above
+
+    def stay(self) -> None:
+        """Poll with everything paused; what is fetched already is kept."""
+        reading = self._consumer.assignment() - self._consumer.paused()
+        self._consumer.pause(*reading)
+        try:
+            with suppress(OffsetLost, BrokerUnavailable):  # the next poll comes upon it again
+                self.poll(0.0)
+        finally:
+            self._consumer.resume(*(reading & self._consumer.assignment()))
+
+    def seek(self, partition: int, offset: int, epoch: int = NO_EPOCH) -> None:
         """Read the partition on from there, or begin with it."""
-        super().seek(partition, offset)
+        super().seek(partition, offset, epoch)
         self._consumer.resume(self._part(partition))
 
 
-class _Told(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python has no types
-    """Tells an owner what kafka-python tells us; a new partition waits until somebody says from where it is read."""
+class _Told(AsyncConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python has no types
+    """Tells an owner what kafka-python tells us, in a thread beside the one that sends the heartbeats."""
 
     def __init__(self, consumer: KafkaConsumer, owner: Owner) -> None:
         self._consumer, self._owner = consumer, owner
 
-    def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
+    async def on_partitions_assigned(self, assigned: Collection[TopicPartition]) -> None:
         for part in assigned:
-            # a position of some kind, or the group's committed offset would be taken, which is for dashboards
+            # a position of some kind, or the group's committed offset would be taken, which is for dashboards; it
+            # waits until somebody says from where it is read
             self._consumer.seek(part, 0)
             self._consumer.pause(part)
         self._owner.assigned(_numbers(assigned))
 
-    def on_partitions_revoked(self, revoked: Collection[TopicPartition]) -> None:
-        self._owner.revoked(_numbers(revoked))
+    async def on_partitions_revoked(self, revoked: Collection[TopicPartition]) -> None:
+        await self._beside(self._owner.revoked, _numbers(revoked))  # a slow disk may make it take long
 
-    def on_partitions_lost(self, lost: Collection[TopicPartition]) -> None:
-        self._owner.lost(_numbers(lost))
+    async def on_partitions_lost(self, lost: Collection[TopicPartition]) -> None:
+        await self._beside(self._owner.lost, _numbers(lost))
+
+    async def _beside(self, tell: Callable[[Collection[int]], None], partitions: Collection[int]) -> None:
+        told, loop = Future(), self._consumer._net  # noqa: SLF001  # a future may be settled on its own thread only
+
+        def work() -> None:
+            failed: BaseException | None = None
+            try:
+                tell(partitions)
+            except BaseException as error:  # raised where it is waited for
+                failed = error
+
+            async def settle() -> None:
+                told.success(None) if failed is None else told.failure(failed)
+
+            loop.call_soon_threadsafe(settle)
+
+        threading.Thread(target=work, daemon=True).start()
+        await told
 
 
 def _numbers(parts: Collection[TopicPartition]) -> list[int]:

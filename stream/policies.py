@@ -33,7 +33,7 @@ def resumed(
 ) -> tuple[dict[int, int], str]:
     """Return where each partition whose next record is lost is read on, and what to tell people.
 
-    A log that was cut is read again only as far as repeats are told by their ids.
+    A log that was cut is read again from the cut where that is known, else only as far as ids tell repeats.
 
     Parameters
     ----------
@@ -52,20 +52,36 @@ def resumed(
         When the worker may not go on.
     """
     shown = ", ".join(
-        f"partition {part} offset {offset} (it has {bounds[part][0]} to {bounds[part][1]})"
+        f"partition {part} offset {offset} (it has {bounds[part][0]} to {bounds[part][1]}"
+        f"{_anew(error, part, *bounds[part])})"
         for part, offset in sorted(error.positions.items())
     )
     if settings.on_lost_offset == "fail":
-        cut = any(offset > bounds[part][1] for part, offset in error.positions.items())
+        cut = any(offset >= bounds[part][0] for part, offset in error.positions.items())
         raise OffsetLost(
             f"the broker no longer has {settings.topic}: {shown}",
             positions=error.positions,
+            cut=error.cut,
             consequence=f"{'the log was cut; ' if cut else ''}nothing further was learned",
             mend="--on-lost-offset earliest goes on with the oldest record it has, latest with the next new one",
         ) from error
     targets = {}
     for part, wanted in sorted(error.positions.items()):
         begin, end = bounds[part]
-        earliest = min(end, max(begin, wanted - ids_each)) if wanted > end else begin
+        cut_at = error.cut.get(part)
+        if cut_at is not None:
+            earliest = max(begin, cut_at)
+        elif wanted >= begin:  # cut, and nobody says where
+            earliest = min(end, max(begin, wanted - ids_each))
+        else:
+            earliest = begin
         targets[part] = end if settings.on_lost_offset == "latest" else earliest
     return targets, f"lost offset of {settings.topic}: {shown}; going on from the {settings.on_lost_offset}"
+
+
+def _anew(error: OffsetLost, part: int, begin: int, end: int) -> str:
+    """Say that a partition was cut and is longer again than what was read."""
+    if not begin <= error.positions[part] <= end:
+        return ""
+    cut_at = error.cut.get(part)
+    return f", written anew{'' if cut_at is None else f' from {cut_at}'}"

@@ -7,8 +7,11 @@ from typing import Any, Literal
 from common.errors import InvalidSetting, UnknownName
 from stream.connect import Client
 from stream.security import PLAIN, Security
-from stream.topics import check_bootstrap, check_topic
+from stream.source import SESSION_S
+from stream.topics import check_bootstrap, check_member, check_topic
 
+SESSION_AT_LEAST_S = 3.0
+"""Three heartbeats: a late one is no death."""
 OnNewTopic = Literal["fail", "continue"]
 OnLostOffset = Literal["fail", "earliest", "latest"]
 
@@ -42,6 +45,11 @@ class WorkerSettings:
         How many checkpoints and snapshots stay.
     group
         Consumer group whose offsets dashboards see.
+    member
+        Of a worker of several: its name in the group. A worker that ends and starts again under its name within the
+        session has its partitions back, and the others keep theirs; None is a new member at each start.
+    session_seconds
+        Of a worker of several: one that is not heard of for so long is taken for dead, and others get its partitions.
     topic_wait_s
         How long to wait for the topic to appear.
     broker_wait_s
@@ -68,6 +76,8 @@ class WorkerSettings:
     evaluate_every: int = 1
     keep: int = 3
     group: str = "anabranch"
+    member: str | None = None
+    session_seconds: float = SESSION_S
     topic_wait_s: float = 10.0
     broker_wait_s: float = 120.0
     bad_share: float = 0.5
@@ -78,6 +88,10 @@ class WorkerSettings:
     def __post_init__(self) -> None:
         check_bootstrap(self.servers)
         check_topic(self.topic)
+        if self.member is not None:
+            check_member(self.member)
+        if not self.session_seconds >= SESSION_AT_LEAST_S:
+            raise InvalidSetting(f"session_seconds {self.session_seconds}", expected=f"{SESSION_AT_LEAST_S:g} or more")
         if self.on_new_topic not in ("fail", "continue"):
             raise UnknownName("policy for a new topic", self.on_new_topic, ["fail", "continue"])
         if self.on_lost_offset not in ("fail", "earliest", "latest"):

@@ -15,6 +15,10 @@ from heapq import merge
 from typing import Protocol
 
 Headers = Sequence[tuple[str, bytes]]
+SESSION_S = 10.0
+"""A member of a group that is not heard of for so long is taken for dead."""
+NO_EPOCH = -1
+"""The leader epoch of a record where the broker tells none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +71,10 @@ class Record(Protocol):
     def timestamp(self) -> int:
         """Milliseconds since the epoch: when it was sent."""
 
+    @property
+    def leader_epoch(self) -> int:
+        """Under which leader of the partition it was written, counted from 0; `NO_EPOCH` where nobody says."""
+
 
 class Source(Protocol):
     """Reads partitions of one topic."""
@@ -80,11 +88,20 @@ class Source(Protocol):
             When no broker answers.
         """
 
-    def assign(self, positions: Mapping[int, int | None]) -> None:
-        """Read these partitions and no others, each from its offset; None is its beginning."""
+    def assign(self, positions: Mapping[int, int | None], epochs: Mapping[int, int] | None = None) -> None:
+        """Read these partitions and no others, each from its offset; None is its beginning.
 
-    def seek(self, partition: int, offset: int) -> None:
-        """Read an assigned partition on from this offset."""
+        Parameters
+        ----------
+        positions
+            Partition to offset.
+        epochs
+            Leader epoch of the last record before the offset, where it is known: by it shows a log that was cut below
+            the offset and has grown again.
+        """
+
+    def seek(self, partition: int, offset: int, epoch: int = NO_EPOCH) -> None:
+        """Read an assigned partition on from this offset; `epoch` as for `assign`."""
 
     def poll(self, timeout_s: float) -> Sequence[Record]:
         """Return what has come, partition by partition in order of offsets; empty after the timeout.
@@ -92,8 +109,8 @@ class Source(Protocol):
         Raises
         ------
         OffsetLost
-            When the next record of a partition is not there: deleted, or the log ends before it. Its `positions` say
-            which; nothing is read of them until `seek`.
+            When the next record of a partition is not there: deleted, or the log ends before it, or was cut before it
+            and written anew. Its `positions` say which; nothing is read of them until `seek`.
         BrokerUnavailable
             When reading failed otherwise.
         """
@@ -105,6 +122,12 @@ class Source(Protocol):
         ------
         BrokerUnavailable
             When no broker answers.
+        """
+
+    def stay(self) -> None:
+        """Say that a member of a group is at work, and read nothing; its owner may be told of what comes or goes.
+
+        One that neither polls nor says so for two minutes is thrown out, however well it is.
         """
 
     def ends(self) -> dict[int, int]:
@@ -121,10 +144,9 @@ class Source(Protocol):
 
 
 class Owner(Protocol):
-    """Told which partitions a member of a group reads; within `Source.poll` and `Source.close`, never else.
+    """Told which partitions a member of a group reads; within `Source.poll`, `stay` and `close`, never else.
 
-    What is told runs where the member's heartbeats are sent: it must be done within a few seconds, and may ask the
-    member nothing.
+    These wait for it, and the member's heartbeats go on meanwhile. It may ask the member nothing.
     """
 
     def assigned(self, partitions: Collection[int]) -> None:
@@ -221,8 +243,22 @@ class Log(Protocol):
     def source(self, topic: str, group: str) -> Source:
         """Return a reader; `group` names it on dashboards only."""
 
-    def member(self, topic: str, group: str, owner: Owner) -> Source:
+    def member(
+        self, topic: str, group: str, owner: Owner, *, name: str | None = None, session_s: float = SESSION_S
+    ) -> Source:
         """Return a reader that shares the topic's partitions with the group's other members; it is told which.
+
+        Parameters
+        ----------
+        topic, group
+            Of which topic, in which group.
+        owner
+            Told which.
+        name
+            One that closes leaves its partitions to the others, unless it has a name: then they wait for one of the
+            same name until the session ends. None is no name.
+        session_s
+            One that is not heard of for so long is taken for dead.
 
         Raises
         ------

@@ -17,6 +17,7 @@ from stream.learner.mf import MF
 from stream.learner.pointwise import PointwiseMF
 from stream.learner.popularity import Popularity
 from stream.progressive import Progressive, Protocol
+from stream.source import NO_EPOCH
 
 OURS = "ours"
 POPULARITY = "popularity"
@@ -121,6 +122,7 @@ class StreamState:
         self._decode = decode
         self.events = self.learned = self.duplicates_skipped = self.dead_letters = 0
         self.offsets: dict[str, dict[int, int]] = {}
+        self.epochs: dict[str, dict[int, int]] = {}
         self.topic_ids: dict[str, str] = {}
 
     def add_items(self, ids: tuple[str, ...]) -> None:
@@ -136,8 +138,8 @@ class StreamState:
         self.learner.describe(texts.ids, texts.vectors)
         return self.learner.described_by != before
 
-    def apply(self, topic: str, partition: int, offset: int, value: bytes | None) -> Outcome:
-        """Apply one record, and move the partition's offset past it.
+    def apply(self, topic: str, partition: int, offset: int, value: bytes | None, epoch: int = NO_EPOCH) -> Outcome:
+        """Apply one record, and move the partition's offset past it; `epoch` is the leader's that wrote it.
 
         A record below the stored offset was applied before and changes nothing ("stale").
         """
@@ -146,6 +148,7 @@ class StreamState:
             return Outcome("stale")
         outcome = self._judge(value)
         parts[partition] = offset + 1
+        self.epochs.setdefault(topic, {})[partition] = epoch
         self.events += 1
         self.learned += outcome.kind == "learned"
         self.duplicates_skipped += outcome.kind == "duplicate"
@@ -177,18 +180,21 @@ class StreamState:
         self._recent.add(event.event_id)
         return Outcome("learned" if feedback.sign else "neutral", ts=event.ts)
 
+    def read_on(self, topic: str, partition: int, offset: int) -> None:
+        """Go on from another offset than the one after the last record."""
+        self.offsets.setdefault(topic, {})[partition] = offset
+        self.epochs.get(topic, {}).pop(partition, None)
+
     def forget_topic(self, topic: str, identity: str) -> None:
         """Take the topic for a new one, to be read from its beginning; what was learned stays."""
         self.offsets.pop(topic, None)
+        self.epochs.pop(topic, None)
         self.topic_ids[topic] = identity
 
     @property
     def json_offsets(self) -> dict[str, dict[str, int]]:
         """Topic to partition, as text, to the next offset to read."""
-        return {
-            topic: {str(part): offset for part, offset in sorted(parts.items())}
-            for topic, parts in sorted(self.offsets.items())
-        }
+        return _as_json(self.offsets)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Return all arrays of a checkpoint."""
@@ -212,6 +218,7 @@ class StreamState:
             "dead_letters": self.dead_letters,
             "drift_alarms": self.progressive.drift_alarms,
             "offsets": self.json_offsets,
+            "epochs": _as_json(self.epochs),
             "topic_ids": dict(sorted(self.topic_ids.items())),
         }
 
@@ -231,12 +238,20 @@ class StreamState:
         self._recent.load(arrays["recent_ids"])
         self.events, self.learned = int(details["events"]), int(details["learned"])
         self.duplicates_skipped, self.dead_letters = int(details["duplicates_skipped"]), int(details["dead_letters"])
-        self.offsets = {
-            str(topic): {int(part): int(offset) for part, offset in parts.items()}
-            for topic, parts in details["offsets"].items()
-        }
+        self.offsets = _by_partition(details["offsets"])
+        self.epochs = _by_partition(details.get("epochs", {}))  # older checkpoints have none
         self.topic_ids = {str(topic): str(identity) for topic, identity in details["topic_ids"].items()}
         return [] if same_river else ["another version of river wrote the checkpoint: the drift detector starts anew"]
+
+
+def _as_json(places: Mapping[str, Mapping[int, int]]) -> dict[str, dict[str, int]]:
+    return {
+        topic: {str(part): number for part, number in sorted(parts.items())} for topic, parts in sorted(places.items())
+    }
+
+
+def _by_partition(places: Mapping[str, Mapping[str, int]]) -> dict[str, dict[int, int]]:
+    return {str(topic): {int(part): int(number) for part, number in parts.items()} for topic, parts in places.items()}
 
 
 def _under(prefix: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -54,6 +54,19 @@ def check_topic(name: str) -> str:
     return name
 
 
+def check_member(name: str) -> str:
+    """Return the name if Kafka takes it for that of a member of a group.
+
+    Raises
+    ------
+    InvalidSetting
+        When it does not.
+    """
+    if not _TOPIC.fullmatch(name) or name in (".", ".."):
+        raise InvalidSetting(f"member {name!r}", expected="1 to 240 letters, digits, '.', '_' or '-'")
+    return name
+
+
 def check_bootstrap(servers: str) -> str:
     """Return the servers if they are HOST:PORT, several of them apart by commas.
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from common.errors import BrokerUnavailable, InvalidSetting, OffsetLost, StreamError, UnknownName
-from stream.source import Delivery, Headers, Owner, Record, Sink, Source, TopicInfo
+from stream.source import NO_EPOCH, SESSION_S, Delivery, Headers, Owner, Record, Sink, Source, TopicInfo
 
 
 class MemoryRecord(NamedTuple):
@@ -25,6 +25,7 @@ class MemoryRecord(NamedTuple):
     value: bytes | None
     headers: Headers
     timestamp: int
+    leader_epoch: int = NO_EPOCH
 
 
 @dataclass
@@ -32,6 +33,15 @@ class _Partition:
     begin: int = 0
     records: dict[int, MemoryRecord] = field(default_factory=dict)
     end: int = 0
+    starts: dict[int, int] = field(default_factory=lambda: {0: 0})  # leader epoch to its first offset
+
+    @property
+    def epoch(self) -> int:
+        return max(self.starts)
+
+    def cut_at(self, epoch: int) -> int:
+        """Return where the log ends for one who read a record of that epoch last."""
+        return min([start for later, start in self.starts.items() if later > epoch], default=self.end)
 
 
 @dataclass
@@ -47,13 +57,15 @@ class MemoryLog:
     ----------
     batch
         Most records of one partition that a poll returns.
+    epochs
+        Whether records tell the leader's epoch.
     """
 
     address = "memory"
 
-    def __init__(self, batch: int = 7) -> None:
+    def __init__(self, batch: int = 7, *, epochs: bool = True) -> None:
         self.topics: dict[str, _Topic] = {}
-        self.batch = batch
+        self.batch, self.epochs = batch, epochs
         self.reachable = True
         self.committed: dict[str, dict[int, int]] = {}
         self.writers: dict[str, int] = {}
@@ -77,9 +89,11 @@ class MemoryLog:
     def source(self, topic: str, group: str) -> Source:
         return MemorySource(self, topic, group)
 
-    def member(self, topic: str, group: str, owner: Owner) -> "MemoryMember":
+    def member(
+        self, topic: str, group: str, owner: Owner, *, name: str | None = None, session_s: float = SESSION_S
+    ) -> "MemoryMember":
         self.check()
-        return MemoryMember(self, topic, group, owner)
+        return MemoryMember(self, topic, group, owner, name)
 
     def sink(self, name: str) -> Sink:
         return MemorySink(self)
@@ -114,6 +128,8 @@ class MemoryLog:
         part = self.topics[topic].partitions[partition]
         part.end = end
         part.records = {offset: record for offset, record in part.records.items() if offset < end}
+        starts = {epoch: start for epoch, start in part.starts.items() if start < end}
+        part.starts = {**starts, part.epoch + 1: end}  # who leads now had not seen what is gone
 
     def leave_hole(self, topic: str, partition: int) -> None:
         """Use up one offset without a record, as a transaction's end does."""
@@ -130,17 +146,19 @@ class MemorySource:
     def __init__(self, log: MemoryLog, topic: str, group: str) -> None:
         self._log, self._topic, self._group = log, topic, group
         self._at: dict[int, int] = {}
+        self._epochs: dict[int, int] = {}
 
     def topic(self) -> TopicInfo | None:
         self._log.check()
         return self._log.info(self._topic) if self._topic in self._log.topics else None
 
-    def assign(self, positions: Mapping[int, int | None]) -> None:
+    def assign(self, positions: Mapping[int, int | None], epochs: Mapping[int, int] | None = None) -> None:
         begins = {number: part.begin for number, part in enumerate(self._log.topics[self._topic].partitions)}
         self._at = {part: begins[part] if offset is None else offset for part, offset in positions.items()}
+        self._epochs = dict(epochs or {})
 
-    def seek(self, partition: int, offset: int) -> None:
-        self._at[partition] = offset
+    def seek(self, partition: int, offset: int, epoch: int = NO_EPOCH) -> None:
+        self._at[partition], self._epochs[partition] = offset, epoch
 
     def poll(self, timeout_s: float) -> Sequence[Record]:
         if not self._log.reachable or self._topic not in self._log.topics:
@@ -148,11 +166,16 @@ class MemorySource:
             return []
         parts = self._log.topics[self._topic].partitions
         found: list[MemoryRecord] = []
-        lost = {}
+        lost: dict[int, int] = {}
+        cut: dict[int, int | None] = {}
         for number, at in sorted(self._at.items()):
             if number >= len(parts):
                 continue
             part = parts[number]
+            epoch = self._epochs.get(number, NO_EPOCH)
+            if epoch != NO_EPOCH and part.cut_at(epoch) < at:
+                lost[number], cut[number] = at, part.cut_at(epoch)
+                continue
             if not part.begin <= at <= part.end:
                 lost[number] = at
                 continue
@@ -160,9 +183,11 @@ class MemorySource:
                 : self._log.batch
             ]
             found += taken
+            if taken:
+                self._epochs[number] = taken[-1].leader_epoch
             self._at[number] = taken[-1].offset + 1 if taken else part.end
         if lost and not found:
-            raise OffsetLost(f"{self._topic}: no such offset {lost}", positions=lost)
+            raise OffsetLost(f"{self._topic}: no such offset {lost}", positions=lost, cut=cut)
         if not found:
             time.sleep(min(timeout_s, 0.01))
         return found
@@ -171,6 +196,9 @@ class MemorySource:
         self._log.check()
         parts = self._log.topics[self._topic].partitions
         return {number: (parts[number].begin, parts[number].end) for number in partitions}
+
+    def stay(self) -> None:
+        """Do nothing: it belongs to no group."""
 
     def ends(self) -> dict[int, int]:
         parts = self._log.topics[self._topic].partitions
@@ -189,13 +217,21 @@ class MemorySource:
 class MemoryMember(MemorySource):
     """Reads what its group leaves to it, cooperatively; a rebalance happens in the polls of the members."""
 
-    def __init__(self, log: MemoryLog, topic: str, group: str, owner: Owner) -> None:
+    def __init__(self, log: MemoryLog, topic: str, group: str, owner: Owner, name: str | None = None) -> None:
         super().__init__(log, topic, group)
-        self._owner = owner
+        self._owner, self._name = owner, name
         self.owned: set[int] = set()
+        self._inherited: set[int] = set()  # owned, and the owner is not told yet
         self._taken_for_dead: set[int] = set()
+        self._closed = False
         self._others = log.groups.setdefault((topic, group), [])
-        self._others.append(self)
+        away = next((member for member in self._others if name is not None and member._name == name), None)
+        if away is None:
+            self._others.append(self)
+            return
+        # what belongs to a name waits for it, and its place in the group with it
+        self._others[self._others.index(away)] = self
+        self.owned, self._inherited = set(away.owned), set(away.owned)
 
     def evict(self) -> None:
         """Take the member for dead, as a coordinator does; it hears of that in its next poll."""
@@ -211,6 +247,8 @@ class MemoryMember(MemorySource):
 
     def poll(self, timeout_s: float) -> Sequence[Record]:
         if self not in self._others:
+            if self._name is not None and any(member._name == self._name for member in self._others):
+                raise StreamError(f"another worker has joined the group as {self._name!r}")
             lost, self._taken_for_dead, self._at = self._taken_for_dead, set(), {}
             self._others.append(self)
             if lost:
@@ -219,10 +257,18 @@ class MemoryMember(MemorySource):
             self._rebalance()
         return super().poll(timeout_s)
 
+    def stay(self) -> None:
+        at, self._at = self._at, {}
+        self.poll(0.0)
+        self._at |= {part: offset for part, offset in at.items() if part in self.owned}
+
     def _rebalance(self) -> None:
         total = len(self._log.topics[self._topic].partitions)
         share, more = divmod(total, len(self._others))
         quota = share + (self._others.index(self) < more)
+        if self._inherited:
+            inherited, self._inherited = self._inherited, set()
+            self._owner.assigned(inherited)
         surplus = sorted(self.owned)[quota:]
         if surplus:
             self._at = {part: at for part, at in self._at.items() if part not in surplus}
@@ -234,14 +280,20 @@ class MemoryMember(MemorySource):
             self.owned |= set(added)
             self._owner.assigned(added)
 
-    def seek(self, partition: int, offset: int) -> None:
+    def seek(self, partition: int, offset: int, epoch: int = NO_EPOCH) -> None:
         assert partition in self.owned
-        super().seek(partition, offset)
+        super().seek(partition, offset, epoch)
 
     def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
         if self.owned:
             self._owner.revoked(sorted(self.owned))
-        self.kill()
+        if self._name is None:
+            self.kill()
+        else:  # its partitions wait for one of its name; `kill` is the end of the session
+            self._at = {}
 
 
 @dataclass(frozen=True)
@@ -268,7 +320,8 @@ class MemorySink:
             return _Arrived(-1)
         part = self._log.topics[topic].partitions[partition]
         now = time.time_ns() // 1_000_000
-        part.records[part.end] = MemoryRecord(topic, partition, part.end, key, value, tuple(headers), now)
+        epoch = part.epoch if self._log.epochs else NO_EPOCH
+        part.records[part.end] = MemoryRecord(topic, partition, part.end, key, value, tuple(headers), now, epoch)
         part.end += 1
         return _Arrived(part.end - 1)
 

@@ -85,6 +85,15 @@ EveryOption = Annotated[
     int | None, typer.Option(min=1, help="Events between two checkpoints; 5000, or 1000 with --scale-out.")
 ]
 GroupOption = Annotated[str, typer.Option(help="Kafka consumer group: of the workers, and for dashboards.")]
+MemberOption = Annotated[
+    str | None,
+    typer.Option(
+        help="With --scale-out: a name kept over restarts; its partitions wait for it while the session lasts."
+    ),
+]
+SessionOption = Annotated[
+    float, typer.Option(min=3, help="With --scale-out: seconds after which a silent worker is taken for dead.")
+]
 MetricsOption = Annotated[
     int | None, typer.Option("--metrics-port", min=0, max=65_535, help="Answer Prometheus at this port of loopback.")
 ]
@@ -103,6 +112,8 @@ def learn(
     idle_timeout: IdleOption = None,
     scale_out: ScaleOutOption = False,
     group: GroupOption = "anabranch",
+    member: MemberOption = None,
+    session_seconds: SessionOption = 10.0,
     checkpoint_every: EveryOption = None,
     checkpoint_seconds: SecondsOption = 5.0,
     on_new_topic: OnNewTopicOption = "fail",
@@ -153,6 +164,8 @@ def learn(
             evaluate_every=evaluate_every,
             bad_share=bad_share,
             group=group,
+            member=member,
+            session_seconds=session_seconds,
             security=read_security(security),
             client=client,
         )

@@ -347,14 +347,15 @@ class Noted:
 
 
 @pytest.fixture
-def members(case: Case, topic: str) -> Iterator[Callable[[], tuple[Source, Noted]]]:
+def members(case: Case, topic: str) -> Iterator[Callable[..., tuple[Source, Noted]]]:
     """Give a maker of members of one group, closed at the end."""
     case.needs("members")
     opened: list[Source] = []
 
-    def make() -> tuple[Source, Noted]:
+    def make(name: str | None = None) -> tuple[Source, Noted]:
         owner = Noted()
-        opened.append(case.log.member(topic, f"group-{topic}", owner))
+        # a named one of a test that failed half-way is waited for no longer than this
+        opened.append(case.log.member(topic, f"group-{topic}", owner, name=name, session_s=30.0 if name else 10.0))
         return opened[-1], owner
 
     yield make
@@ -412,6 +413,39 @@ def test_members_share_and_what_stays_is_read_on(
     assert second.told[-1][0] == "revoked"
     poll_until(lambda: len(first.owned) == 4, one)
     assert not second.owned
+
+
+def test_a_member_with_a_name_comes_back_and_nobody_else_is_told(
+    case: Case, topic: str, members: Callable[..., tuple[Source, Noted]]
+) -> None:
+    case.log.ensure_topic(topic, 4)
+    one, first = members("one")
+    other, second = members("other")
+    poll_until(lambda: len(first.owned) == len(second.owned) == 2, one, other)
+    told, had = list(first.told), set(second.owned)
+    other.close()
+    assert second.told[-1] == ("revoked", sorted(had))  # the last chance to store, all the same
+    for _ in range(3):
+        one.poll(0.1)
+    again, third = members("other")
+    poll_until(lambda: third.owned == had, one, again)
+    for _ in range(15):  # longer than a heartbeat takes to tell of a rebalance
+        one.poll(0.1)
+        again.poll(0.1)
+    assert first.told == told
+    assert third.told == [("assigned", sorted(had))]
+
+
+def test_a_name_that_another_member_takes_is_lost(
+    case: Case, topic: str, members: Callable[..., tuple[Source, Noted]]
+) -> None:
+    case.log.ensure_topic(topic, 2)
+    one, first = members("same")
+    poll_until(lambda: len(first.owned) == 2, one)
+    other, second = members("same")
+    poll_until(lambda: len(second.owned) == 2, other)
+    with pytest.raises(StreamError, match="another worker has joined the group as 'same'"):
+        poll_until(lambda: False, one)
 
 
 @pytest.mark.kafka

@@ -1,152 +1,34 @@
 """Workers that share a topic, over a log in memory: whoever comes, goes or dies, it is as if one had learned."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from common.errors import (
-    BrokerUnavailable,
-    CheckpointMismatch,
-    InvalidSetting,
-    OffsetLost,
-    StoreMismatch,
-    TooManyBadRecords,
-)
-from common.events import Interaction, encode_event
 from common.snapshots import read_snapshot
 from stream.checkpoint import SNAPSHOTS
-from stream.consumer import StreamWorker
-from stream.group_worker import GroupWorker
-from stream.kafka_log import partition_of
 from stream.learner.blend import Blend
-from stream.learner.pointwise import PointwiseMF
 from stream.partitions import PartitionStore
-from stream.settings import LearnReport, WorkerSettings
 from stream.snapshot import current_snapshot
-from stream.state import ItemTexts, StreamState
-from tests.memory_log import MemoryLog, MemoryMember
+from stream.state import ItemTexts
+from tests.memory_log import MemoryLog
 from tests.oracles.sharing import histories, rows_by_item
-from tests.stream.topics import MALFORMED, small_learner, small_mf, some_events, some_texts
+from tests.stream.crew import (
+    CATALOGUE,
+    PARTS,
+    TOPIC,
+    Crew,
+    alone,
+    check_each_once,
+    check_like_one,
+    ones_of_a_kind,
+    run_one,
+    send,
+)
+from tests.stream.topics import some_events, some_texts
 
-TOPIC, PARTS = "clicks", 8
-CATALOGUE = tuple(f"item-{number}" for number in range(40))
-
-
-def ones_of_a_kind(count: int, seed: int = 0) -> list[Interaction]:
-    """Return likes of which each has an item of its own: an item's count is how often the event was applied."""
-    rng = np.random.default_rng(seed)
-    return [
-        Interaction(f"e{n}", f"user-{rng.integers(15)}", f"only-in-e{n}", "click", ts=1000 * n) for n in range(count)
-    ]
-
-
-def send(log: MemoryLog, events: Sequence[Interaction]) -> None:
-    log.ensure_topic(TOPIC, PARTS)
-    sink = log.sink("test")
-    for event in events:
-        sink.send(TOPIC, encode_event(event), partition=partition_of(event.user_id, PARTS))
-
-
-def settings_of(store: Path, **options: Any) -> WorkerSettings:
-    few: dict[str, Any] = {"checkpoint_events": 40, "checkpoint_seconds": 1e6, "dedup_window": 0, "evaluate_every": 5}
-    return WorkerSettings("127.0.0.1:9092", TOPIC, store, **{**few, **options})
-
-
-class Crew:
-    """Workers of one group, stepped one after the other in one thread."""
-
-    def __init__(self, log: MemoryLog, store: Path, kind: str = "mf", **options: Any) -> None:
-        self.log, self.store, self.kind = log, store, kind
-        self.more = {name: options.pop(name) for name in ("items", "texts", "decode") if name in options}
-        self.options = options
-        self.notices: list[str] = []
-        self.workers: dict[str, GroupWorker] = {}
-        self._joined: dict[str, Any] = {}
-
-    def join(self, name: str) -> GroupWorker:
-        learner = small_learner(self.kind)
-        settings = settings_of(self.store, **self.options)
-        worker = GroupWorker(settings, learner, log=self.log, notice=self.notices.append, **self.more)
-        self._joined[name] = worker.joined()
-        self._joined[name].__enter__()
-        self.workers[name] = worker
-        return worker
-
-    def member(self, name: str) -> MemoryMember:
-        found = self.workers[name]._source
-        assert isinstance(found, MemoryMember)
-        return found
-
-    def kill(self, name: str) -> GroupWorker:
-        """As SIGKILL would: nothing more is written, and the group hears of it in time."""
-        self.member(name).kill()
-        return self.workers.pop(name)
-
-    def leave(self, name: str) -> None:
-        """As SIGTERM would."""
-        self.workers[name].checkpoint()
-        self._joined[name].__exit__(None, None, None)
-        del self.workers[name]
-
-    def step(self, times: int = 1) -> None:
-        for _ in range(times):
-            for worker in list(self.workers.values()):
-                assert worker.step()
-
-    def finish(self) -> StreamState:
-        """Let them read all and leave; return what is stored."""
-        ends = [part.end for part in self.log.topics[TOPIC].partitions]
-        for _ in range(400):
-            self.step()
-            if sum(sum(worker._offsets().values()) for worker in self.workers.values()) == sum(ends):
-                break
-        for name in list(self.workers):
-            self.leave(name)
-        return self.stored()
-
-    def stored(self) -> StreamState:
-        fresh = GroupWorker(settings_of(self.store, **self.options), small_learner(self.kind), log=self.log)
-        whole = fresh._snapshot.publish(0, self.notices.append)
-        assert whole is not None
-        return whole
-
-
-def alone(log: MemoryLog, store: Path, kind: str = "mf", **more: Any) -> StreamState:
-    worker = StreamWorker(settings_of(store, idle_timeout_s=0.05), small_learner(kind), log=log, **more)
-    worker.run()
-    return worker.state
-
-
-def check_like_one(whole: StreamState, one: StreamState) -> None:
-    """Users, counts, offsets and tests are those of a worker that learned alone."""
-    mine, its = whole.learner.state_arrays(), one.learner.state_arrays()
-    assert histories(mine) == histories(its)
-    assert rows_by_item(mine, "item.counts") == rows_by_item(its, "item.counts")
-    assert whole.offsets == one.offsets
-    for name in ("events", "learned", "dead_letters", "topic_ids"):
-        assert getattr(whole, name) == getattr(one, name), name
-    assert whole.learner.events == one.learner.events
-
-
-def check_each_once(whole: StreamState, events: Sequence[Interaction]) -> None:
-    counts = rows_by_item(whole.learner.state_arrays(), "item.counts")
-    assert {event.item_id: int(counts[event.item_id]) for event in events} == {event.item_id: 1 for event in events}
-    assert sum(counts.values()) == len(events)
-
-
-@pytest.fixture(autouse=True)
-def no_power_cuts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wait for no disk: hundreds of checkpoints are written here."""
-    monkeypatch.setattr("os.fsync", lambda _: None)
-
-
-@pytest.fixture
-def log() -> MemoryLog:
-    return MemoryLog()
+pytestmark = pytest.mark.usefixtures("no_power_cuts")
 
 
 @pytest.mark.parametrize("kind", ["mf", "blend"])
@@ -335,10 +217,7 @@ def test_what_is_served_has_the_users_of_all(log: MemoryLog, tmp_path: Path, kin
 
 def test_the_reports_of_all_are_one(log: MemoryLog, tmp_path: Path) -> None:
     send(log, some_events(200))
-    reports: list[LearnReport] = []
-    for number in range(2):
-        settings = settings_of(tmp_path, until_events=100 * (number + 1))
-        reports.append(GroupWorker(settings, small_mf(), log=log).run())
+    reports = [run_one(log, tmp_path, until_events=100 * (number + 1)) for number in range(2)]
     assert (reports[0].events, reports[0].resumed_from) == (100, 0)
     assert (reports[1].events, reports[1].resumed_from) == (200, 100)
     one = alone(log, tmp_path / "alone")
@@ -368,128 +247,3 @@ def test_newer_texts_reach_partitions_that_are_taken_over_later(log: MemoryLog, 
         assert np.array_equal(rows[:40], other[:40])
     one = alone(log, tmp_path / "alone", "blend")
     assert crew.finish().learner.events == one.learner.events
-
-
-# --- what must not happen in silence ----------------------------------------------------------------------------------
-
-
-def test_each_bad_record_is_one_dead_letter(log: MemoryLog, tmp_path: Path) -> None:
-    send(log, some_events(300))
-    sink = log.sink("test")
-    for number, value in enumerate(MALFORMED):
-        sink.send(TOPIC, value, partition=number % PARTS)
-    crew = Crew(log, tmp_path)
-    crew.join("a")
-    crew.step(2)
-    crew.join("b")
-    whole = crew.finish()
-    assert whole.dead_letters == len(MALFORMED)
-    assert sorted(letter.value or b"" for letter in log.read(f"{TOPIC}.dead")) == sorted(MALFORMED)
-
-
-def test_a_schema_break_stops_the_worker_and_moves_nothing(log: MemoryLog, tmp_path: Path) -> None:
-    send(log, some_events(100))
-    worker = GroupWorker(settings_of(tmp_path, bad_share=0.2, bad_window=20, idle_timeout_s=0.05), small_mf(), log=log)
-    worker.run()
-    before = PartitionStore(tmp_path).newest(3, pytest.fail)
-    assert before is not None
-    sink = log.sink("test")
-    for _ in range(30):
-        sink.send(TOPIC, b"{", partition=3)
-    with pytest.raises(TooManyBadRecords, match="the last checkpoint of partition 3"):
-        GroupWorker(settings_of(tmp_path, bad_share=0.2, bad_window=20), small_mf(), log=log).run()
-    after = PartitionStore(tmp_path).newest(3, pytest.fail)
-    assert after is not None
-    assert after[1].details["offsets"] == before[1].details["offsets"]
-    assert f"{TOPIC}.dead" not in log.topics
-
-
-def test_a_record_that_is_gone_follows_the_policy(log: MemoryLog, tmp_path: Path) -> None:
-    send(log, some_events(200))
-    GroupWorker(settings_of(tmp_path, until_events=80), small_mf(), log=log).run()
-    log.delete_records(TOPIC, 3, log.topics[TOPIC].partitions[3].end - 2)
-    with pytest.raises(OffsetLost, match="partition 3 offset"):
-        GroupWorker(settings_of(tmp_path, idle_timeout_s=0.05), small_mf(), log=log).run()
-    notices: list[str] = []
-    settings = settings_of(tmp_path, idle_timeout_s=0.05, on_lost_offset="earliest")
-    report = GroupWorker(settings, small_mf(), log=log, notice=notices.append).run()
-    assert any("going on from the earliest" in notice for notice in notices)
-    assert report.offsets[TOPIC] == {str(n): part.end for n, part in enumerate(log.topics[TOPIC].partitions)}
-    assert 80 < report.events < 200
-
-
-def test_a_topic_that_was_made_anew_follows_the_policy(log: MemoryLog, tmp_path: Path) -> None:
-    send(log, some_events(80))
-    GroupWorker(settings_of(tmp_path, idle_timeout_s=0.05), small_mf(), log=log).run()
-    log.delete_topic(TOPIC)
-    send(log, ones_of_a_kind(40))
-    with pytest.raises(CheckpointMismatch, match="--on-new-topic continue"):
-        GroupWorker(settings_of(tmp_path, idle_timeout_s=0.05), small_mf(), log=log).run()
-    settings = settings_of(tmp_path, idle_timeout_s=0.05, on_new_topic="continue")
-    report = GroupWorker(settings, small_mf(), log=log).run()
-    assert report.events == 120
-    assert sum(report.offsets[TOPIC].values()) == 40
-
-
-def test_a_topic_that_is_made_anew_meanwhile_is_noticed(log: MemoryLog, tmp_path: Path) -> None:
-    send(log, some_events(80))
-    crew = Crew(log, tmp_path, on_new_topic="continue", checkpoint_events=10_000)
-    worker = crew.join("a")
-    crew.step(8)
-    log.delete_topic(TOPIC)
-    send(log, ones_of_a_kind(40))
-    worker._look_again()
-    assert "is a new one" in crew.notices[0]
-    whole = crew.finish()
-    assert whole.events == 120
-    assert whole.topic_ids == {TOPIC: log.info(TOPIC).identity}
-
-
-def test_a_broker_that_stays_away_ends_the_worker_after_it_stored(log: MemoryLog, tmp_path: Path) -> None:
-    send(log, ones_of_a_kind(50))
-    crew = Crew(log, tmp_path, checkpoint_events=10_000, broker_wait_s=0.0)
-    worker = crew.join("a")
-    crew.step(8)
-    log.reachable = False
-    with pytest.raises(BrokerUnavailable):
-        worker._look_again()
-    log.reachable = True
-    assert crew.stored().events == 50
-
-
-def test_stores_of_another_kind_are_refused(log: MemoryLog, tmp_path: Path) -> None:
-    send(log, some_events(40))
-    alone(log, tmp_path / "alone")
-    with pytest.raises(StoreMismatch, match="leave out --scale-out"):
-        GroupWorker(settings_of(tmp_path / "alone"), small_mf(), log=log).run()
-    GroupWorker(settings_of(tmp_path / "shared", idle_timeout_s=0.05), small_mf(), log=log).run()
-    with pytest.raises(StoreMismatch, match="add --scale-out"):
-        alone(log, tmp_path / "shared")
-    log.ensure_topic("other", PARTS)
-    other = replace(settings_of(tmp_path / "shared"), topic="other")
-    with pytest.raises(StoreMismatch, match="learns topic clicks"):
-        GroupWorker(other, small_mf(), log=log).run()
-    with pytest.raises(CheckpointMismatch, match="learner"):
-        GroupWorker(settings_of(tmp_path / "shared"), small_mf(seed=9), log=log).run()
-
-
-def test_more_partitions_than_before_are_refused(log: MemoryLog, tmp_path: Path) -> None:
-    """With another number of partitions the users' keys lead elsewhere, and their rows would stay behind."""
-    send(log, some_events(40))
-    crew = Crew(log, tmp_path)
-    worker = crew.join("a")
-    crew.step(2)
-    log.add_partitions(TOPIC, PARTS + 1)
-    with pytest.raises(CheckpointMismatch, match="9 partitions now"):
-        crew.step(3)
-    assert len(worker.shards) == PARTS
-    worker.checkpoint()
-    crew.kill("a")
-    with pytest.raises(CheckpointMismatch, match="9 partitions now"):
-        GroupWorker(settings_of(tmp_path), small_mf(), log=log).run()
-
-
-def test_a_learner_that_cannot_be_shared_is_refused_before_anything_is_read(log: MemoryLog, tmp_path: Path) -> None:
-    make: Callable[[], PointwiseMF] = PointwiseMF
-    with pytest.raises(InvalidSetting, match="can be shared"):
-        GroupWorker(settings_of(tmp_path), make(), log=log)

@@ -12,6 +12,7 @@ from kafka import TopicPartition
 from common.errors import BrokerUnavailable, CheckpointMismatch, OffsetLost, StreamError
 from common.events import Interaction, encode_event
 from stream.checkpoint import CheckpointStore
+from stream.connect import Client
 from stream.consumer import LearnReport, StreamWorker, WorkerSettings
 from stream.kafka_log import KafkaLog
 from stream.source import Log
@@ -63,9 +64,14 @@ def test_a_log_that_was_cut_is_refused_naming_both_ends(tmp_path: Path) -> None:
     assert stored(tmp_path)["offsets"] == {"clicks": {"0": 40}}
 
 
-@pytest.mark.parametrize(("policy", "events"), [("earliest", 40 + 50), ("latest", 40 + 20)])
-def test_a_log_that_was_cut_is_gone_on_with_and_nothing_applied_twice(tmp_path: Path, policy: str, events: int) -> None:
-    log = MemoryLog()
+@pytest.mark.parametrize(
+    ("policy", "epochs", "events"),
+    [("earliest", False, 40 + 50), ("earliest", True, 40 + 20), ("latest", False, 40 + 20), ("latest", True, 40 + 20)],
+)
+def test_a_log_that_was_cut_is_gone_on_with_and_nothing_applied_twice(
+    tmp_path: Path, policy: str, epochs: bool, events: int
+) -> None:
+    log = MemoryLog(epochs=epochs)
     append(log, RECORDS[:40])
     learn(log, tmp_path)
     log.truncate("clicks", 0, 30)
@@ -80,13 +86,61 @@ def test_a_log_that_was_cut_is_gone_on_with_and_nothing_applied_twice(tmp_path: 
 
 
 def test_a_cut_log_is_read_again_only_as_far_as_ids_tell_repeats(tmp_path: Path) -> None:
-    log = MemoryLog()
+    log = MemoryLog(epochs=False)
     append(log, RECORDS)
     learn(log, tmp_path, dedup_window=10)
     log.truncate("clicks", 0, 55)
     report = learn(log, tmp_path, dedup_window=10, on_lost_offset="earliest")
     assert (report.events, report.duplicates_skipped) == (65, 5)  # 50 to 54 once more, all of them known
     assert report.state_sha256 == fed(RECORDS).learner.state_sha256()
+
+
+@pytest.mark.parametrize("policy", ["fail", "earliest", "latest"])
+def test_a_log_that_was_cut_and_grew_again_shows_by_the_leaders_epoch(tmp_path: Path, policy: str) -> None:
+    """No offset is out of range: the ten that were read and cut off are others now, and ten more lie behind them."""
+    log = MemoryLog()
+    append(log, RECORDS[:40])
+    learn(log, tmp_path)
+    assert stored(tmp_path)["epochs"] == {"clicks": {"0": 0}}
+    log.truncate("clicks", 0, 30)
+    append(log, RECORDS[40:])
+    if policy == "fail":
+        with pytest.raises(OffsetLost, match=r"offset 40 .it has 0 to 50, written anew from 30.*the log was cut"):
+            learn(log, tmp_path)
+        assert stored(tmp_path)["offsets"] == {"clicks": {"0": 40}}
+        return
+    # without memory of ids: the cut alone says what is read again
+    report = learn(log, tmp_path, on_lost_offset=policy, dedup_window=0)
+    assert report.offsets == {"clicks": {"0": 50}}
+    whole = RECORDS if policy == "earliest" else RECORDS[:40]
+    assert (report.events, report.duplicates_skipped) == (len(whole), 0)
+    assert report.state_sha256 == fed(whole).learner.state_sha256()
+    assert learn(log, tmp_path).events == report.events  # the loss is dealt with
+
+
+def test_a_log_that_is_cut_and_grows_again_while_it_is_read(tmp_path: Path) -> None:
+    log = MemoryLog()
+    append(log, RECORDS[:40])
+
+    def cut() -> None:
+        log.truncate("clicks", 0, 20)
+        append(log, RECORDS[40:])
+
+    report = learn(log, tmp_path, on_lost_offset="earliest", stopping=Meddling(31, cut), dedup_window=0)
+    assert report.offsets == {"clicks": {"0": 40}}
+    # of the batch that was polled before the cut the rest is applied too
+    assert report.state_sha256 == fed([*RECORDS[:28], *RECORDS[40:]]).learner.state_sha256()
+
+
+def test_a_checkpoint_from_before_epochs_were_kept_is_gone_on_from(tmp_path: Path) -> None:
+    log = MemoryLog(epochs=False)
+    append(log, RECORDS[:40])
+    learn(log, tmp_path)
+    checkpoint = CheckpointStore(tmp_path).newest(pytest.fail)
+    assert checkpoint is not None
+    state = fed([])
+    state.restore(checkpoint.arrays, {name: value for name, value in checkpoint.details.items() if name != "epochs"})
+    assert (state.offsets, state.epochs) == ({"clicks": {0: 40}}, {})
 
 
 def test_deleted_records_are_told_apart_from_a_cut(tmp_path: Path) -> None:
@@ -141,7 +195,7 @@ def test_a_topic_made_again_while_the_worker_runs(tmp_path: Path, policy: str, l
 
 
 def test_a_broker_that_comes_back_in_time_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stream.consumer._LOOK_AGAIN_S", 0.02)
+    monkeypatch.setattr("stream.consumer.LOOK_AGAIN_S", 0.02)
     log = MemoryLog()
     append(log, RECORDS[:40])
     notices: list[str] = []
@@ -268,6 +322,38 @@ def test_a_broker_killed_while_events_flow_and_one_restored_from_a_copy(topic: s
         )
     assert last.duplicates_skipped == 40
     assert (last.learned - report.learned, last.offsets) == (1, {topic: {"0": 41}})
+
+
+@pytest.mark.slow
+@pytest.mark.kafka
+@pytest.mark.parametrize("client", ["kafka-python", "librdkafka"])
+def test_a_log_on_kafka_that_lost_its_end_and_grew_again(topic: str, tmp_path: Path, client: Client) -> None:
+    """The partition's files are those of thirty records ago, as after a disk that lied; others were written since."""
+    if client == "librdkafka":
+        pytest.importorskip("confluent_kafka", reason="the extra `fast` is not installed")
+    node = KafkaNode(kafka_home(), tmp_path / "kafka")
+    files = tmp_path / "kafka" / "node" / "logs" / f"{topic}-0"
+    others = [encode_event(event) for event in some_events(40, seed=5)]
+    options: dict[str, Any] = {"client": client, "dedup_window": 0}
+    with node:
+        put(node.servers, topic, RECORDS[:30])
+        node.end()
+        shutil.copytree(files, tmp_path / "copy")
+        node.start()
+        put(node.servers, topic, RECORDS[30:])
+        learn_kafka(node.servers, topic, tmp_path / "store", until_events=60, **options)
+        node.end()
+        shutil.rmtree(files)
+        shutil.copytree(tmp_path / "copy", files)
+        node.start()
+        put(node.servers, topic, others)
+        with pytest.raises(OffsetLost, match=r"offset 60 .it has 0 to 70, written anew from 30.*the log was cut"):
+            learn_kafka(node.servers, topic, tmp_path / "store", idle_timeout_s=5, **options)
+        report = learn_kafka(
+            node.servers, topic, tmp_path / "store", until_events=100, on_lost_offset="earliest", **options
+        )
+    assert report.offsets == {topic: {"0": 70}}
+    assert report.state_sha256 == fed([*RECORDS, *others]).learner.state_sha256()
 
 
 @pytest.mark.kafka

@@ -74,7 +74,7 @@ def test_the_faster_client_learns_the_same(kafka: str, topic: str, tmp_path: Pat
 
 def test_serving_gets_what_was_learned(embedded: str, topic: str, tmp_path: Path) -> None:
     put(embedded, topic, [encode_event(event) for event in some_events(120)])
-    report = learn(embedded, topic, tmp_path, checkpoint_events=30, items=("item-0", "never clicked"))
+    report = learn(embedded, topic, tmp_path, until_events=120, checkpoint_events=30, items=("item-0", "never clicked"))
     name = current_snapshot(tmp_path)
     assert name is not None
     snapshot = read_snapshot(tmp_path / SNAPSHOTS / name)
@@ -155,7 +155,7 @@ def test_texts_that_come_while_it_runs_are_taken_and_stored(
     embedded: str, topic: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No click comes after them: the answers must have them all the same."""
-    monkeypatch.setattr("stream.consumer._TEXTS_S", 0.05)
+    monkeypatch.setattr("stream.consumer.TEXTS_S", 0.05)
     put(embedded, topic, [encode_event(event) for event in some_events(60)])
     pending = [None, some_texts(), None, some_texts(seed=1)]
     seen: list[int] = []

@@ -8,6 +8,7 @@ import signal
 import sys
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from common.events import encode_event
 from stream.group_worker import GroupWorker
@@ -19,7 +20,7 @@ from tests.stream.topics import small_learner, some_events
 EVERY = 200
 
 
-def settings_of(servers: str, topic: str, store: Path) -> WorkerSettings:
+def settings_of(servers: str, topic: str, store: Path, **more: Any) -> WorkerSettings:
     """Return settings with many checkpoints, and without memory of event ids: nothing but offsets tells a repeat."""
     return WorkerSettings(
         servers,
@@ -29,6 +30,7 @@ def settings_of(servers: str, topic: str, store: Path) -> WorkerSettings:
         checkpoint_seconds=2.0,
         dedup_window=0,
         evaluate_every=10,
+        **more,
     )
 
 
