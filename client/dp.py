@@ -46,12 +46,15 @@ class RecordHooks(GradSampleHooks):  # type: ignore[misc]  # opacus ships no typ
         self.owner = torch.zeros(0, dtype=torch.int64)
         self.records = 0
         self._seen: dict[nn.Module, list[tuple[torch.Tensor, list[torch.Tensor]]]] = {}
+        self._trained: list[Any] = [each for each in model.parameters() if each.requires_grad]
         super().__init__(model, batch_first=True, loss_reduction="sum", strict=False)
 
     def begin(self, records: int) -> None:
-        """Start a batch of this many records."""
+        """Start a batch of this many records; what one that failed half-way left behind is dropped."""
         self.records = records
         self._seen.clear()
+        for parameter in self._trained:
+            parameter.grad, parameter.grad_sample = None, None
 
     def backward(self, losses: torch.Tensor) -> None:
         """Run the backward pass of the records' losses, float32 [records]."""
@@ -155,9 +158,8 @@ class PrivateStep:
         """Zero the records whose gradient is not finite: a record may say nothing, but never everything."""
         samples = [parameter.grad_sample for parameter in self._optimizer.params]
         finite = torch.stack([sample.flatten(1).isfinite().all(1) for sample in samples]).all(0)
-        if not bool(finite.all()):
-            for sample in samples:
-                sample[~finite] = 0.0
+        for sample in samples:  # always: to ask whether there are any would wait for the GPU
+            sample.masked_fill_(~finite.view(-1, *[1] * (sample.ndim - 1)), 0.0)
 
 
 def calibrate_sigma(epsilon: float, delta: float, sample_rate: float, steps: int) -> float:

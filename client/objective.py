@@ -74,9 +74,12 @@ def record_losses(vectors: torch.Tensor, batch: Batch, temperature: float) -> to
     temperature
         Divides the cosine similarities.
     """
-    mask = batch.window_mask.to(vectors.device)
-    window = vectors[batch.window_slots.to(vectors.device)]
-    negatives = vectors[batch.negative_slots.to(vectors.device)]
+    # what is sent to a GPU need not wait there for the vectors
+    mask, slots, others = (
+        part.to(vectors.device, non_blocking=True)
+        for part in (batch.window_mask, batch.window_slots, batch.negative_slots)
+    )
+    window, negatives = vectors[slots], vectors[others]
     interest = torch.nn.functional.normalize(_decay(window.shape[1], window.device) @ window, dim=-1)[:, :-1]
     positive = (interest * window[:, 1:]).sum(-1, keepdim=True)
     scores = torch.cat([positive, interest @ negatives.transpose(1, 2)], dim=-1) / temperature
@@ -89,4 +92,4 @@ def _decay(width: int, device: torch.device) -> torch.Tensor:
     """Return [w, w] weights: row t mixes clicks 0..t, newest weighing most."""
     steps = torch.arange(width, dtype=torch.float32, device=device)
     age = steps[:, None] - steps[None, :]
-    return torch.where(age >= 0, torch.exp(-age.clamp_min(0) / RECENCY), torch.zeros(()))
+    return torch.exp(-age.clamp_min(0) / RECENCY).tril()

@@ -14,13 +14,15 @@ from client.dp import PrivateStep, RecordHooks
 from client.objective import flatten, record_losses
 from common.encoder.adapter import TextEncoder
 from common.encoder.cache import HiddenCache
+from common.encoder.device import Batches, repeatable
 from common.ids import rng_for, stable_hash
 from common.privacy import PrivacyUnit
 
 HALF_PRECISION_DEVICES = ("cuda",)
-RECORDS_A_PASS = 16
-TEXTS_A_FORWARD = 96
-"""Texts sorted by length go through in groups this big: wide enough for the cores, narrow enough to pad little."""
+RECORDS_A_PASS, GPU_RECORDS_A_PASS = 16, 64
+TEXTS_A_FORWARD, GPU_TEXTS_A_FORWARD = 96, 512
+"""Texts sorted by length go through in groups this big: wide enough for the cores, narrow enough to pad little. A GPU
+needs more of both, or it waits for the next."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +102,19 @@ def train(
         Built once a process; the adapter is written into it.
     cache
         Hidden states of the catalogue's texts.
+
+    Raises
+    ------
+    OutOfMemory
+        When half of the records that should go through at once do not fit the device either.
     """
+    with repeatable(encoder.device):
+        return _train(plan, base, data, encoder, cache)
+
+
+def _train(
+    plan: TrainPlan, base: Mapping[str, np.ndarray], data: NodeData, encoder: TextEncoder, cache: HiddenCache
+) -> Trained:
     encoder.hold(base)
     parameters = encoder.trainable(plan.trained)
     population = data.population(plan.unit, plan.window, plan.replay)
@@ -118,13 +132,18 @@ def train(
             generator=torch.Generator(device=encoder.device).manual_seed(stable_hash("noise", plan.seed) % 2**63),
         )
         rng = rng_for("records", plan.seed)
-        losses: list[float] = []
+        batches = _passes(encoder.device)
+        losses: list[torch.Tensor] = []
         sums: list[torch.Tensor] = []
         for _ in range(plan.local_steps):
             records = population.draw(plan.sample_rate, plan.negatives, rng)
-            for start in range(0, len(records), RECORDS_A_PASS):
-                losses += _backward(records[start : start + RECORDS_A_PASS], plan, encoder, cache, hooks)
-                step.accumulate()
+
+            def gradients(batch: slice, records: list[Record] = records) -> torch.Tensor:
+                return _backward(records[batch], plan, encoder, cache, hooks)
+
+            for found in batches.over(len(records), gradients):
+                losses.append(found)
+                step.accumulate()  # not in what may be done again: a record must not be added twice
             if plan.undivided:
                 sums = step.noised_sum()
             else:
@@ -138,7 +157,7 @@ def train(
         arrays = {name: _array(-plan.learning_rate * total) for name, total in zip(parameters, sums, strict=True)}
     else:
         arrays = {name: _array(parameter) - base[name] for name, parameter in parameters.items()}
-    return Trained(arrays, float(np.mean(losses)) if losses else 0.0, expected)
+    return Trained(arrays, float(torch.cat(losses).double().mean()) if losses else 0.0, expected)
 
 
 def _array(tensor: torch.Tensor) -> np.ndarray:
@@ -169,15 +188,24 @@ def losses_of(
     if hooks is not None:
         hooks.begin(len(records))
     order = np.argsort(cache.lengths[batch.rows], kind="stable")
+    rows = batch.rows[order]
+    owner, back = (
+        torch.from_numpy(each).to(encoder.device, non_blocking=True)
+        for each in (batch.record[order], np.argsort(order))
+    )
+    width = GPU_TEXTS_A_FORWARD if encoder.device.type == "cuda" else TEXTS_A_FORWARD
     pieces = []
-    for start in range(0, len(order), TEXTS_A_FORWARD):
-        texts = order[start : start + TEXTS_A_FORWARD]
+    for start in range(0, len(order), width):
         if hooks is not None:
-            hooks.owner = torch.from_numpy(batch.record[texts]).to(encoder.device)
+            hooks.owner = owner[start : start + width]
         with _half_precision(encoder.device):
-            pieces.append(encoder.upper(*cache.batch(batch.rows[texts], encoder.device)))
-    back = torch.from_numpy(np.argsort(order, kind="stable")).to(encoder.device)
+            pieces.append(encoder.upper(*cache.batch(rows[start : start + width], encoder.device)))
     return record_losses(torch.cat(pieces)[back], batch, temperature)
+
+
+def _passes(device: torch.device) -> Batches:
+    """Return what cuts a step's records into passes; how they are cut changes a sum in its last digits alone."""
+    return Batches(GPU_RECORDS_A_PASS if device.type == "cuda" else RECORDS_A_PASS, "records to train on")
 
 
 def _half_precision(device: torch.device) -> AbstractContextManager[object]:
@@ -189,11 +217,11 @@ def _half_precision(device: torch.device) -> AbstractContextManager[object]:
 
 def _backward(
     records: list[Record], plan: TrainPlan, encoder: TextEncoder, cache: HiddenCache, hooks: RecordHooks
-) -> list[float]:
-    """Leave each record's gradient in the parameters' ``grad_sample`` and return the losses."""
+) -> torch.Tensor:
+    """Leave each record's gradient in the parameters' ``grad_sample`` and return the losses, float32 [records]."""
     losses = losses_of(records, plan.temperature, encoder, cache, hooks)
     hooks.backward(losses)
-    return [float(loss) for loss in losses.detach().cpu()]
+    return losses.detach()
 
 
 def record_gradients(

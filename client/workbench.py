@@ -32,7 +32,7 @@ class Workbench:
     def __init__(self) -> None:
         self._catalogues: dict[tuple[str, int], Catalogue] = {}
         self._encoders: dict[tuple[str, str], TextEncoder] = {}
-        self._caches: dict[tuple[str, str, tuple[str, int]], HiddenCache] = {}
+        self._caches: dict[tuple[str, str, str, tuple[str, int]], HiddenCache] = {}
 
     def catalogue(self, path: str) -> Catalogue:
         """Return the catalogue of a file, read again when the file changes."""
@@ -48,9 +48,9 @@ class Workbench:
         return self._encoders[name, device]
 
     def cache(self, folder: str, encoder: TextEncoder, path: str) -> HiddenCache:
-        """Return the hidden states of a catalogue's texts."""
+        """Return the hidden states of a catalogue's texts, on the encoder's device where they fit there."""
         catalogue = self.catalogue(path)
-        key = (folder, encoder.sha256, (path, os.stat(path).st_mtime_ns))
+        key = (folder, encoder.sha256, str(encoder.device), (path, os.stat(path).st_mtime_ns))
         if key not in self._caches:
             self._caches[key] = open_or_build(Path(folder), encoder, catalogue.texts)
         return self._caches[key]

@@ -12,6 +12,7 @@ The tree::
     │   ├── EmptyData
     │   └── MalformedEvent
     ├── EncoderError                 the text encoder cannot be had, or is another one
+    ├── OutOfMemory                  the device's memory is too small for a batch, and for half of it
     ├── PrivacyError                 the privacy contract would be broken
     │   ├── BudgetExceeded
     │   └── LedgerCorrupt
@@ -113,6 +114,10 @@ class MalformedEvent(DataError):
 
 class EncoderError(AnabranchError):
     """The text encoder cannot be had, or is not the one that was expected."""
+
+
+class OutOfMemory(AnabranchError):
+    """The device's memory is too small for a batch, and for half of it."""
 
 
 class PrivacyError(AnabranchError):

@@ -4,8 +4,10 @@ A text passes the frozen lower layers once (`lower`, cached by `common.encoder.c
 carry the adapter, every time (`upper`). Mean pooling over the tokens, unit length.
 """
 
+import os
 import warnings
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -13,14 +15,15 @@ import torch
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import nn
 
+from common.encoder.device import Batches
 from common.encoder.pretrained import load_bert
 from common.encoder.spec import EncoderSpec
 from common.errors import EncoderError, InvalidSetting, UnknownName
 from common.ranks import rank_axis, ranks_of
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
-ENCODE_BATCH = 128
-"""Texts a forward pass; small enough that a batch of similar lengths pads little."""
+ENCODE_BATCH, GPU_ENCODE_BATCH = 128, 1024
+"""Texts a forward pass: few, so that a batch of similar lengths pads little; a GPU would wait for more of them."""
 
 
 def resolve_device(name: str) -> torch.device:
@@ -41,9 +44,18 @@ def resolve_device(name: str) -> torch.device:
         raise InvalidSetting(
             f"device {name!r} is not here", expected="a device that torch sees", mend="use --device auto"
         )
-    if kind != "auto":
-        return torch.device(name)
-    return torch.device("cuda" if has["cuda"] else "mps" if has["mps"] else "cpu")
+    if kind == "auto":
+        name = "cuda" if has["cuda"] else "mps" if has["mps"] else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda":
+        # read by cuBLAS when it starts: it then multiplies alike each time (`common.encoder.device.repeatable`)
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    return device
+
+
+def text_batches(device: torch.device) -> Batches:
+    """Return what cuts texts to encode into forward passes."""
+    return Batches(GPU_ENCODE_BATCH if device.type == "cuda" else ENCODE_BATCH, "texts to encode")
 
 
 class TextEncoder(nn.Module):
@@ -197,22 +209,24 @@ class TextEncoder(nn.Module):
         vectors = np.zeros((len(texts), self.dimension), dtype=np.float32)
         token_ids = self.tokenize(texts) if texts else []
         order = sorted(range(len(texts)), key=lambda i: len(token_ids[i]))
-        for start in range(0, len(order), ENCODE_BATCH):
-            rows = order[start : start + ENCODE_BATCH]
+
+        def encoded(batch: slice) -> tuple[list[int], np.ndarray]:
+            rows = order[batch]
             ids, mask = pad_tokens([token_ids[i] for i in rows], self.device)
-            vectors[rows] = self.upper(self.lower(ids, mask), mask).float().cpu().numpy()
+            return rows, self.upper(self.lower(ids, mask), mask).float().cpu().numpy()
+
+        for rows, found in text_batches(self.device).over(len(order), encoded):
+            vectors[rows] = found
         return vectors
 
 
 def pad_tokens(token_ids: Sequence[Sequence[int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Pad to the longest of the batch: int64 [n, l] ids (0 where padded) and a bool [n, l] mask."""
-    length = max(len(ids) for ids in token_ids)
-    ids = torch.zeros((len(token_ids), length), dtype=torch.int64)
-    mask = torch.zeros((len(token_ids), length), dtype=torch.bool)
-    for row, tokens in enumerate(token_ids):
-        ids[row, : len(tokens)] = torch.tensor(tokens)
-        mask[row, : len(tokens)] = True
-    return ids.to(device), mask.to(device)
+    lengths = np.array([len(ids) for ids in token_ids])
+    mask = np.arange(lengths.max()) < lengths[:, None]
+    ids = np.zeros(mask.shape, dtype=np.int64)
+    ids[mask] = np.fromiter(chain.from_iterable(token_ids), np.int64, int(lengths.sum()))
+    return torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device)
 
 
 def initial_adapter(names_and_shapes: Mapping[str, tuple[int, ...]], seed: int) -> dict[str, np.ndarray]:

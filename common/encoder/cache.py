@@ -1,7 +1,8 @@
 """The frozen lower layers, run once for each item text and shared by every process through the page cache.
 
 One safetensors file holds the hidden states of all texts end to end (no padding) and where each begins. It is
-memory-mapped, so workers that open the same file share its pages.
+memory-mapped, so workers that open the same file share its pages. With a GPU each worker copies it there once, where it
+takes little of the memory.
 """
 
 import zlib
@@ -12,7 +13,8 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
-from common.encoder.adapter import ENCODE_BATCH, TextEncoder, pad_tokens
+from common.encoder.adapter import TextEncoder, pad_tokens, text_batches
+from common.encoder.device import has_room
 from common.errors import ArtifactCorrupt
 from common.ids import stable_hash
 from common.progress import Progress, silent
@@ -34,7 +36,7 @@ class HiddenCache:
 
     def __init__(self, hidden: torch.Tensor, starts: torch.Tensor) -> None:
         self._hidden, self._starts = hidden, starts
-        self.lengths = (starts[1:] - starts[:-1]).numpy()
+        self.lengths = (starts[1:] - starts[:-1]).cpu().numpy()
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -65,11 +67,18 @@ class HiddenCache:
             )
         return cls(hidden, starts)
 
+    def on(self, device: torch.device) -> "HiddenCache":
+        """Return the cache in a device's own memory, where it takes little of that; else itself."""
+        if not has_room(device, self._hidden.nbytes):
+            return self
+        return HiddenCache(self._hidden.to(device), self._starts.to(device))
+
     def batch(self, rows: np.ndarray, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """Gather texts by row, padded to the longest: float32 [n, l, h] and bool mask [n, l]."""
-        index = torch.from_numpy(np.asarray(rows, dtype=np.int64))
+        here = self._hidden.device
+        index = torch.from_numpy(np.asarray(rows, dtype=np.int64)).to(here, non_blocking=True)
         begin, end = self._starts[index], self._starts[index + 1]
-        steps = torch.arange(int((end - begin).max()))
+        steps = torch.arange(int(self.lengths[rows].max()), device=here)
         mask = steps[None, :] < (end - begin)[:, None]
         positions = torch.minimum(begin[:, None] + steps[None, :], end[:, None] - 1)
         return self._hidden[positions].to(device), mask.to(device)
@@ -90,7 +99,7 @@ def open_or_build(folder: Path, encoder: TextEncoder, texts: Sequence[str], prog
     path = folder / f"hidden-{key:016x}.safetensors"
     if not path.exists():
         write_atomic(path, pack_arrays(_run_lower(encoder, texts, progress)))
-    return HiddenCache.open(path)
+    return HiddenCache.open(path).on(encoder.device)
 
 
 def _run_lower(encoder: TextEncoder, texts: Sequence[str], progress: Progress) -> dict[str, np.ndarray]:
@@ -99,13 +108,17 @@ def _run_lower(encoder: TextEncoder, texts: Sequence[str], progress: Progress) -
     starts = np.concatenate([[0], np.cumsum(lengths)])
     hidden = np.empty((int(starts[-1]), encoder.dimension), dtype=np.float32)
     order = np.argsort(lengths, kind="stable")
-    for begin in range(0, len(order), ENCODE_BATCH):
-        rows = order[begin : begin + ENCODE_BATCH]
-        ids, mask = pad_tokens([token_ids[i] for i in rows], encoder.device)
-        states = encoder.lower(ids, mask).float().cpu().numpy()
+    done = 0
+
+    def below(batch: slice) -> tuple[np.ndarray, np.ndarray]:
+        ids, mask = pad_tokens([token_ids[i] for i in order[batch]], encoder.device)
+        return order[batch], encoder.lower(ids, mask).float().cpu().numpy()
+
+    for rows, states in text_batches(encoder.device).over(len(order), below):
         for row, state in zip(rows, states, strict=True):
             hidden[starts[row] : starts[row + 1]] = state[: lengths[row]]
-        progress("encode items (frozen layers, once)", begin + len(rows), len(order))
+        done += len(rows)
+        progress("encode items (frozen layers, once)", done, len(order))
     return {"hidden": hidden, "starts": starts, "checksum": _checksum(hidden, starts)}
 
 
@@ -114,8 +127,11 @@ def encode_items(encoder: TextEncoder, cache: HiddenCache) -> np.ndarray:
     """Encode every cached text with the current adapter: float32 [n, h], unit rows."""
     vectors = np.zeros((len(cache), encoder.dimension), dtype=np.float32)
     order = np.argsort(cache.lengths, kind="stable")
-    for begin in range(0, len(order), ENCODE_BATCH):
-        rows = order[begin : begin + ENCODE_BATCH]
-        hidden, mask = cache.batch(rows, encoder.device)
-        vectors[rows] = encoder.upper(hidden, mask).float().cpu().numpy()
+
+    def encoded(batch: slice) -> tuple[np.ndarray, np.ndarray]:
+        hidden, mask = cache.batch(order[batch], encoder.device)
+        return order[batch], encoder.upper(hidden, mask).float().cpu().numpy()
+
+    for rows, found in text_batches(encoder.device).over(len(order), encoded):
+        vectors[rows] = found
     return vectors

@@ -71,9 +71,8 @@ def mean_update(
     """
     layout = Layout.of(like, names)
     device = next((tensor.device for tensor in like.values()), torch.device("cpu"))
-    total = torch.zeros(layout.size, dtype=torch.float64, device=device)
-    row = np.empty(layout.size, dtype=np.float64)
-    here = torch.from_numpy(row)
+    # here, where the updates arrive: of all that a GPU would be sent, it needs the sum alone
+    total, row = np.zeros(layout.size), np.empty(layout.size)
     absent: dict[str, np.ndarray] = {}
     count = 0
     for update in updates:
@@ -81,8 +80,8 @@ def mean_update(
         for name, held in layout.fill(row, update.arrays).items():
             full = layout.shapes[name][rank_axis(name) or 0]
             absent.setdefault(name, np.zeros(full))[held:] += 1
-        total += here.to(device)
-    means = layout.split(total / max(count, 1))
+        total += row
+    means = layout.split(torch.from_numpy(total / max(count, 1)).to(device))
     for name, missing in absent.items():
         share = torch.from_numpy(count / np.maximum(count - missing, 1)).to(device)
         means[name] = means[name] * (share if rank_axis(name) == 1 else share[:, None])

@@ -44,9 +44,9 @@ class Bench:
             hooks.remove_hooks()
 
 
-def make_bench(bert: Path, folder: Path) -> Bench:
+def make_bench(bert: Path | str, folder: Path, device: str = "cpu") -> Bench:
     """Build a bench of 24 items with texts of 0 to 12 words."""
-    encoder = TextEncoder.load(EncoderSpec.from_name(str(bert)))
+    encoder = TextEncoder.load(EncoderSpec.from_name(str(bert)), device)
     rng = rng_for("bench")
     texts = tuple(" ".join(rng.choice(WORDS, size=row % 13)) for row in range(ITEMS))
     base = initial_adapter({name: array.shape for name, array in encoder.adapter().items()}, 0)
