@@ -1,8 +1,11 @@
 """What a whole federated run will do: the same plan on the same data gives the same adapter."""
 
-from collections import Counter
-from collections.abc import Mapping
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping, Sequence, ValuesView
 from dataclasses import dataclass
+from itertools import repeat
+
+import numpy as np
 
 from common.errors import InvalidSetting
 from common.ids import rng_for
@@ -43,6 +46,44 @@ class Start:
     number: int
     epsilon: float | None
     elsewhere: bool
+
+
+class SameForAll(Mapping[int, int]):
+    """One value for each of many nodes, without a table of them.
+
+    Parameters
+    ----------
+    nodes
+        Sorted, as a fleet gives them.
+    value
+        Of each.
+    """
+
+    def __init__(self, nodes: Sequence[int], value: int) -> None:
+        self._nodes, self.value = nodes, value
+
+    def __getitem__(self, node: int) -> int:
+        place = bisect_left(self._nodes, node)
+        if place == len(self._nodes) or self._nodes[place] != node:
+            raise KeyError(node)
+        return self.value
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._nodes)
+
+    def __len__(self) -> int:
+        return len(self._nodes)
+
+    def values(self) -> ValuesView[int]:
+        """Return the value as often as there are nodes; a `Mapping` would look each of them up."""
+        return _Repeated(self)
+
+
+class _Repeated(ValuesView[int]):
+    _mapping: SameForAll
+
+    def __iter__(self) -> Iterator[int]:
+        return repeat(self._mapping.value, len(self._mapping))
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,13 +251,15 @@ class RunPlan:
 
         A fixed-size sample without replacement, or with a cohort rate below 1 each node by a chance of its own.
         """
+        return tuple(nodes[index] for index in self._drawn(number, len(nodes)).tolist())
+
+    def _drawn(self, number: int, count: int) -> np.ndarray:
+        """Return the places of a round's nodes among all of them, sorted."""
         if self.drawn_by_chance:
-            drawn = rng_for("chance", self.seed, number).random(len(nodes)) < self.privacy.cohort_rate
-            return tuple(node for node, asked in zip(nodes, drawn, strict=True) if asked)
-        if self.cohort > len(nodes):
-            raise InvalidSetting(f"a cohort of {self.cohort}", expected=f"at most the {len(nodes)} nodes there are")
-        chosen = rng_for("cohort", self.seed, number).choice(len(nodes), size=self.cohort, replace=False)
-        return tuple(sorted(nodes[int(index)] for index in chosen))
+            return np.flatnonzero(rng_for("chance", self.seed, number).random(count) < self.privacy.cohort_rate)
+        if self.cohort > count:
+            raise InvalidSetting(f"a cohort of {self.cohort}", expected=f"at most the {count} nodes there are")
+        return np.sort(rng_for("cohort", self.seed, number).choice(count, size=self.cohort, replace=False))
 
     def participations(self, nodes: tuple[int, ...]) -> Mapping[int, int]:
         """Return how many rounds each node takes part in; it depends on no data, so nodes may calibrate by it.
@@ -224,15 +267,21 @@ class RunPlan:
         Drawn by chance, every node takes part in every round with that chance; without rounds it is the most of each.
         """
         if self.asynchronous is not None:
-            return dict.fromkeys(nodes, self.asynchronous.most_participations(self.rounds, self.cohort, len(nodes)))
+            return SameForAll(nodes, self.asynchronous.most_participations(self.rounds, self.cohort, len(nodes)))
         if self.drawn_by_chance:
-            return dict.fromkeys(nodes, self.rounds)
-        return Counter(node for number in range(1, self.rounds + 1) for node in self.cohort_of(number, nodes))
+            return SameForAll(nodes, self.rounds)
+        counts = np.zeros(len(nodes), dtype=np.int64)
+        for number in range(1, self.rounds + 1):
+            counts[self._drawn(number, len(nodes))] += 1
+        return {nodes[index]: int(counts[index]) for index in np.flatnonzero(counts).tolist()}
 
     def planned_steps(self, nodes: tuple[int, ...]) -> Mapping[int, int]:
         """Return the steps that each node's noise must last for; with one noise for all nodes, the most of any."""
         steps = 1 if self.privacy.unit == "client" else self.objective.local_steps
-        planned = {node: rounds * steps for node, rounds in self.participations(nodes).items()}
+        rounds = self.participations(nodes)
+        if isinstance(rounds, SameForAll):
+            return SameForAll(nodes, rounds.value * steps)
+        planned = {node: count * steps for node, count in rounds.items()}
         if self.privacy.noise == "local":
             return planned
         return dict.fromkeys(planned, max(planned.values(), default=steps))

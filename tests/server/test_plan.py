@@ -5,10 +5,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from common.errors import InvalidSetting
 from common.instructions import Objective, PrivacyTerms
-from server.plan import RunPlan, least_threshold
+from server.plan import RunPlan, SameForAll, least_threshold
+from tests.oracles import planning
 from tests.server.test_rounds import plan_of
 
 NODES = tuple(range(1, 41))
@@ -27,6 +30,26 @@ def test_drawn_by_chance_each_node_comes_in_on_its_own() -> None:
     assert np.all(np.abs(seen.mean(0) - 0.25) < 6 * math.sqrt(0.25 * 0.75 / 500))
     pairs = np.corrcoef(seen.T.astype(float))
     assert np.abs(pairs[~np.eye(len(NODES), dtype=bool)]).max() < 6 / math.sqrt(500)
+
+
+@given(
+    seed=st.integers(0, 2**32),
+    nodes=st.sets(st.integers(2, 10**6), min_size=6, max_size=60).map(lambda found: tuple(sorted(found))),
+    terms=st.sampled_from([BY_CHANCE, SERVER, replace(SERVER, noise="local"), replace(BY_CHANCE, cohort_rate=1.0)]),
+    rounds=st.integers(1, 6),
+)
+def test_plans_are_those_of_the_definition(seed: int, nodes: tuple[int, ...], terms: PrivacyTerms, rounds: int) -> None:
+    plan = plan_of(seed=seed, privacy=terms, cohort=5, rounds=rounds)
+    for number in range(1, rounds + 1):
+        assert plan.cohort_of(number, nodes) == planning.cohort_of(plan, number, nodes)
+    assert plan.planned_steps(nodes) == planning.planned_steps(plan, nodes)
+
+
+def test_the_same_for_all_is_a_table_without_one() -> None:
+    same = SameForAll((2, 5, 9), 7)
+    assert same == {2: 7, 5: 7, 9: 7}
+    assert list(same.values()) == [7, 7, 7]
+    assert [node in same for node in (1, 2, 3, 9, 10)] == [False, True, False, True, False]
 
 
 def test_drawn_by_chance_it_is_fixed_by_seed_and_round_and_may_be_nobody() -> None:
