@@ -16,6 +16,8 @@ from server.fleet.base import Reply
 from server.rounds import RunPlan
 from server.traffic import traffic_of
 from tests.server.memory_fleet import Behaviour, MemoryFleet, honest
+from tests.server.test_asynchronous import async_plan
+from tests.server.test_asynchronous import run as run_async
 from tests.server.test_rounds import OFF, fingerprint, plan_of, run
 
 NAME = "x.lora_B.weight"
@@ -51,6 +53,13 @@ def test_codes_count_as_the_numbers_that_they_stand_for(tmp_path: Path) -> None:
     narrow = run(tmp_path / "8 bits", plan_of(uplink="int8"), MemoryFleet(4, update=coded))
     wide = run(tmp_path / "32 bits", plan_of(), MemoryFleet(4, update=numbers))
     assert fingerprint(narrow) == fingerprint(wide)
+
+
+def test_without_rounds_codes_count_as_their_numbers_too(tmp_path: Path) -> None:
+    narrow, wide = (async_plan(uplink=uplink, strategy="fedsvd") for uplink in ("int8", "float32"))
+    found = run_async(tmp_path / "8 bits", narrow, MemoryFleet(5, update=coded))
+    expected = run_async(tmp_path / "32 bits", wide, MemoryFleet(5, update=numbers))
+    assert fingerprint(found) == fingerprint(expected)
 
 
 @pytest.mark.parametrize(

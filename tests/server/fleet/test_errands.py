@@ -3,17 +3,27 @@
 import time
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
+from common.instructions import Objective, PrivacyTerms
+from common.progress import silent
 from common.store import pack_arrays
 from common.updates import AdapterUpdate
+from server.aggregate import strategy_named
+from server.aggregate.base import PlainStep
+from server.async_terms import AsyncTerms
+from server.asynchronous import AsyncLoop
 from server.fleet.base import Errands, Failure, Reply
 from server.fleet.errands import GridErrands
 from server.fleet.flower import GridFleet
 from server.fleet.inprocess import FIRST_NODE, InProcessGrid
+from server.plan import RunPlan
+from server.round_store import RoundStore, RunState
 from tests.server.fleet.test_inprocess import ADAPTER, APP, REQUEST, configs
 
+OFF = PrivacyTerms("off", float("inf"))
 OTHER = {name: array + np.float32(1) for name, array in ADAPTER.items()}
 
 
@@ -69,3 +79,23 @@ def test_a_reply_that_is_no_update_says_so() -> None:
         (reply,) = all_of(errands, 1).values()
     assert isinstance(reply.outcome, Failure)
     assert reply.outcome.reason.startswith("a reply that is no update (")
+
+
+def test_a_node_that_sleeps_holds_up_no_version(tmp_path: Path) -> None:
+    plan = RunPlan("run", 0, 4, 3, "ffa", 0.01, "sha", Objective(), OFF, asynchronous=AsyncTerms(2), timeout_s=300.0)
+    with InProcessGrid(APP, configs({"do": "sleep", "seconds": "3600"}, {}, {}), workers=2) as grid:
+        loop = AsyncLoop(
+            plan,
+            strategy_named("ffa", PlainStep(0.01)),
+            GridFleet(grid),
+            RoundStore(tmp_path, plan),
+            device="cpu",
+            clock=lambda: 1_000,
+            progress=silent,
+        )
+        state = loop.run(RunState(0, ADAPTER, {}), lambda done: None)
+    assert state.round == 4
+    assert [record.replied for record in state.history] == [2] * 4
+    assert state.underway is not None
+    assert FIRST_NODE in {errand.node for errand in state.underway.errands}
+    assert all(record.moment is None for record in state.history)
