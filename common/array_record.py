@@ -1,7 +1,7 @@
 """Named arrays as they travel: safetensors bytes in one entry of a Flower ArrayRecord.
 
-One entry and not one a tensor: it is written and read in a fifth of the time, in as many bytes, and nothing that is read
-can be anything but numbers.
+One entry and not one a tensor: it is written and read in a fifth of the time, in as many bytes, and what is read can be
+nothing but numbers.
 """
 
 from collections.abc import Mapping
