@@ -185,12 +185,12 @@ def unordered_sums() -> Iterator[None]:
         training.repeatable = kept
 
 
-def measure(spec: EncoderSpec, device: str, sizes: Sizes) -> dict[str, dict[str, float]]:
+def measure(name: str, spec: EncoderSpec, device: str, sizes: Sizes) -> dict[str, dict[str, float]]:
     """Return the figures of one encoder on one device."""
     with tempfile.TemporaryDirectory() as folder:
         found = Side(spec, device, sizes, Path(folder)).all()
-    for name, row in found.items():
-        print(f"{spec.name} {device} {name}: {row}", flush=True)
+    for what, row in found.items():
+        print(f"{name}, {device}, {what}: {row}", flush=True)
     return found
 
 
@@ -226,8 +226,8 @@ def main() -> int:
         base = save_bert_base(Path(folder))
         encoders = {"MiniLM": EncoderSpec.default(), "BERT-base's size": EncoderSpec.from_name(str(base))}
         for name, spec in encoders.items():
-            gpu = measure(spec, device.type, sizes) if device.type != "cpu" else {}
-            processor = measure(spec, "cpu", sizes)
+            gpu = measure(name, spec, device.type, sizes) if device.type != "cpu" else {}
+            processor = measure(name, spec, "cpu", sizes)
             ratio = ratios(processor, gpu) if gpu else {}
             rows[name] = {"gpu": gpu, "processor": processor, "gpu_over_processor": ratio}
             print(f"{name}: {ratio or 'no GPU here, the processor alone'}", flush=True)

@@ -20,7 +20,7 @@ from common.privacy import PrivacyUnit
 
 HALF_PRECISION_DEVICES = ("cuda",)
 RECORDS_A_PASS, GPU_RECORDS_A_PASS = 16, 64
-TEXTS_A_FORWARD, GPU_TEXTS_A_FORWARD = 96, 512
+TEXTS_A_FORWARD, GPU_TEXTS_A_FORWARD = 96, 2048
 """Texts sorted by length go through in groups this big: wide enough for the cores, narrow enough to pad little. A GPU
 needs more of both, or it waits for the next."""
 
