@@ -26,7 +26,7 @@ from stream.settings import LearnReport, WorkerSettings
 from stream.snapshot import publish_snapshot
 from stream.source import Record, TopicInfo
 from stream.state import StreamState
-from stream.worker import LOOK_AGAIN_S, POLL_S, TEXTS_S, Worker
+from stream.worker import LOOK_AGAIN_S, POLL_S, TEXTS_S, Worker, report_of
 
 __all__ = ["LearnReport", "StreamWorker", "WorkerSettings"]
 
@@ -87,7 +87,7 @@ class StreamWorker(Worker):
             finally:
                 self._letters.close()
                 self._source.close()
-        return self._report(resumed_from, time.monotonic() - started)
+        return report_of(self.state, resumed_from, time.monotonic() - started)
 
     # --- starting ---------------------------------------------------------------------------------------------------
 
@@ -269,18 +269,3 @@ class StreamWorker(Worker):
         counts = {"events": state.events, "dead_letters": state.dead_letters, "bytes": size}
         _LOG.info("checkpoint", extra={"data": {"checkpoint": self._sequence - 1, **counts}})
         return True
-
-    def _report(self, resumed_from: int, seconds: float) -> LearnReport:
-        state = self.state
-        return LearnReport(
-            events=state.events,
-            learned=state.learned,
-            duplicates_skipped=state.duplicates_skipped,
-            dead_letters=state.dead_letters,
-            drift_alarms=state.progressive.drift_alarms,
-            offsets=state.json_offsets,
-            state_sha256=state.learner.state_sha256(),
-            metrics={name: row.as_json() for name, row in state.progressive.rows().items()},
-            resumed_from=resumed_from,
-            seconds=seconds,
-        )

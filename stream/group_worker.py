@@ -33,7 +33,7 @@ from stream.shared_items import SharedItems
 from stream.shared_snapshot import SharedSnapshot
 from stream.source import NO_EPOCH, Record, TopicInfo, in_time
 from stream.state import ItemTexts, Served, StreamState
-from stream.worker import LEAVE_WITHIN_S, LOOK_AGAIN_S, POLL_S, TEXTS_S, Worker
+from stream.worker import LEAVE_WITHIN_S, LOOK_AGAIN_S, POLL_S, TEXTS_S, Worker, report_of
 
 _JOIN_WITHIN_S = 30.0
 """So long a worker that has no partitions yet is not idle."""
@@ -99,7 +99,7 @@ class GroupWorker(Worker):
             self._source.commit(self._offsets(), wait=True)
             tested = [shard.state.progressive.rows() for shard in self.shards.values()]
         whole = self._snapshot.publish(self._clock(), self._notice, wait_s=LEAVE_WITHIN_S)
-        return _report(whole or self._make(), tested, resumed_from, time.monotonic() - started)
+        return _with_times(report_of(whole or self._make(), resumed_from, time.monotonic() - started), tested)
 
     @contextmanager
     def joined(self) -> Iterator[None]:
@@ -392,21 +392,9 @@ class GroupWorker(Worker):
         self._held.share(list(self.shards.values()))
 
 
-def _report(whole: StreamState, tested: Sequence[Mapping[str, Row]], resumed_from: int, seconds: float) -> LearnReport:
-    """Return what the store holds of all partitions; times are those of this worker's, for nobody keeps the others'."""
-    metrics = {name: row.as_json() for name, row in whole.progressive.rows().items()}
-    for name, row in metrics.items():
+def _with_times(report: LearnReport, tested: Sequence[Mapping[str, Row]]) -> LearnReport:
+    """Return the report of all partitions with the times of this worker's, for nobody keeps the others'."""
+    for name, row in report.metrics.items():
         times = [rows[name].us_per_event for rows in tested if rows[name].us_per_event > 0]
         row["us_per_event"] = sum(times) / len(times) if times else 0.0
-    return LearnReport(
-        events=whole.events,
-        learned=whole.learned,
-        duplicates_skipped=whole.duplicates_skipped,
-        dead_letters=whole.dead_letters,
-        drift_alarms=whole.progressive.drift_alarms,
-        offsets=whole.json_offsets,
-        state_sha256=whole.learner.state_sha256(),
-        metrics=metrics,
-        resumed_from=resumed_from,
-        seconds=seconds,
-    )
+    return report

@@ -12,9 +12,9 @@ from stream.connect import open_log
 from stream.deadletter import FLUSH_WITHIN_S
 from stream.learner.blend import Blend
 from stream.meter import Meter, Unwatched
-from stream.settings import WorkerSettings
+from stream.settings import LearnReport, WorkerSettings
 from stream.source import Log, Source, TopicInfo
-from stream.state import Decoder, ItemTexts, Served
+from stream.state import Decoder, ItemTexts, Served, StreamState
 
 POLL_S = 0.2
 LOOK_AGAIN_S = 10.0
@@ -154,3 +154,19 @@ class Worker(ABC):
             return True
         self._another(info)
         return False
+
+
+def report_of(state: StreamState, resumed_from: int, seconds: float) -> LearnReport:
+    """Return what a state holds at the end of a run."""
+    return LearnReport(
+        events=state.events,
+        learned=state.learned,
+        duplicates_skipped=state.duplicates_skipped,
+        dead_letters=state.dead_letters,
+        drift_alarms=state.progressive.drift_alarms,
+        offsets=state.json_offsets,
+        state_sha256=state.learner.state_sha256(),
+        metrics={name: row.as_json() for name, row in state.progressive.rows().items()},
+        resumed_from=resumed_from,
+        seconds=seconds,
+    )

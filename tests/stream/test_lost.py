@@ -277,6 +277,7 @@ def test_a_topic_made_again_on_kafka(kafka: str, topic: str, tmp_path: Path, lon
 
 @pytest.mark.slow
 @pytest.mark.kafka
+@pytest.mark.timeout(900)
 def test_a_broker_killed_while_events_flow_and_one_restored_from_a_copy(topic: str, tmp_path: Path) -> None:
     """SIGKILL and restart on its data; then the data of before: the stored offset is above the end."""
     node = KafkaNode(kafka_home(), tmp_path / "kafka")
@@ -326,6 +327,7 @@ def test_a_broker_killed_while_events_flow_and_one_restored_from_a_copy(topic: s
 
 @pytest.mark.slow
 @pytest.mark.kafka
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("client", ["kafka-python", "librdkafka"])
 def test_a_log_on_kafka_that_lost_its_end_and_grew_again(topic: str, tmp_path: Path, client: Client) -> None:
     """The partition's files are those of thirty records ago, as after a disk that lied; others were written since."""
