@@ -2,7 +2,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check format lint types imports dependencies test-fast test-slow test-faults test-federation bench bench-federated bench-stream bench-serve soak clean
+.PHONY: help venv demo test check format lint types imports dependencies test-fast test-slow test-faults test-federation bench bench-federated bench-fleet bench-scale bench-stream bench-serve soak clean
 
 # the first supported Python that is there and starts; `make demo PYTHON=/path/to/python3.12` overrides it
 PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3 python; do \
@@ -66,6 +66,9 @@ bench-federated: $(VENV)/.installed  ## Measure what privacy, the cache and aggr
 
 bench-fleet: $(VENV)/.installed  ## Measure what a round costs beside training, in worker processes and on Ray, and its memory
 	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/fleet.py
+
+bench-scale: $(VENV)/.installed  ## Forecast rounds of a million clients in simulated time (docs/scale.md)
+	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/scale.py
 
 bench-stream: $(VENV)/.installed  ## Measure speed, errors and memory of the streaming learners beside river
 	@for claim in benchmarks/stream_*.py; do echo "$$claim"; OMP_NUM_THREADS=1 $(BIN)/python "$$claim" || exit 1; done

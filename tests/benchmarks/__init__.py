@@ -1,0 +1,1 @@
+"""Laws of the programs that measure and forecast."""
