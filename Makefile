@@ -2,7 +2,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check format lint types imports dependencies test-fast test-slow test-faults test-federation bench bench-federated bench-fleet bench-scale bench-stream bench-serve soak clean
+.PHONY: help venv demo test check format lint types imports dependencies test-fast test-slow test-faults test-federation test-gpu bench bench-gpu bench-federated bench-fleet bench-scale bench-stream bench-serve soak clean
 
 # the first supported Python that is there and starts; `make demo PYTHON=/path/to/python3.12` overrides it
 PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3 python; do \
@@ -55,11 +55,14 @@ test-faults: $(VENV)/.installed-dev  ## Kill workers, producers and brokers whil
 test-federation: $(VENV)/.installed-dev  ## A real SuperLink with three SuperNodes on loopback, killed and started again; Ray where it is installed
 	$(TEST_ENV) $(BIN)/python -m pytest tests/integration/test_supernodes.py tests/integration/test_ray.py
 
+test-gpu: $(VENV)/.installed-dev  ## The tests that need a CUDA device; skipped without one
+	$(TEST_ENV) $(BIN)/python -m pytest -m gpu tests/gpu
+
 test-slow: $(VENV)/.installed-dev  ## The tests that take minutes
 	$(TEST_ENV) $(BIN)/python -m pytest -m slow tests
 
 bench: $(VENV)/.installed  ## Measure each claim of benchmarks/ again
-	@for claim in benchmarks/[a-z]*.py; do echo "$$claim"; OMP_NUM_THREADS=1 $(BIN)/python "$$claim" || exit 1; done
+	@for claim in $(filter-out benchmarks/gpu.py,$(wildcard benchmarks/[a-z]*.py)); do echo "$$claim"; OMP_NUM_THREADS=1 $(BIN)/python "$$claim" || exit 1; done
 
 bench-federated: $(VENV)/.installed  ## Measure what privacy, the cache and aggregation cost
 	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/federated.py
@@ -69,6 +72,9 @@ bench-fleet: $(VENV)/.installed  ## Measure what a round costs beside training, 
 
 bench-scale: $(VENV)/.installed  ## Forecast rounds of a million clients in simulated time (docs/scale.md)
 	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/scale.py
+
+bench-gpu: $(VENV)/.installed  ## Measure a GPU beside all cores of its machine; exit code 3 without one
+	@$(BIN)/python benchmarks/gpu.py
 
 bench-stream: $(VENV)/.installed  ## Measure speed, errors and memory of the streaming learners beside river
 	@for claim in benchmarks/stream_*.py; do echo "$$claim"; OMP_NUM_THREADS=1 $(BIN)/python "$$claim" || exit 1; done

@@ -42,6 +42,8 @@ from server.starts import begin, first_state, newest_start, run_folder, start_fr
 from server.store_info import CATALOGUE_NAME, StoreInfo
 
 ROUNDS = "rounds"
+GPU_WORKERS = 4
+"""Processes that share a GPU unless told otherwise: each holds more than a gigabyte there."""
 
 __all__ = ["Simulation", "SimulationResult", "SimulationSettings", "privacy_terms", "simulate"]
 
@@ -348,11 +350,12 @@ class Simulation:
         if given is not None and not given.simulated:
             return nullcontext(given)
         configs = write_nodes(nodes, dealt, settings, catalogue=self._store / CATALOGUE_NAME, cache=self._cache)
-        workers = settings.workers or min(os.cpu_count() or 1, settings.cohort)
+        on_gpu = resolve_device(settings.device).type == "cuda"
+        workers = settings.workers or min(os.cpu_count() or 1, settings.cohort, *([GPU_WORKERS] if on_gpu else []))
         if given is None and settings.engine == "inprocess":
             return in_process(configs, workers)
         write_configs(nodes, configs)
-        gpus = 1 / workers if resolve_device(settings.device).type == "cuda" else 0.0
+        gpus = 1 / workers if on_gpu else 0.0
         ray = OnRay(nodes, settings.clients, workers=workers, address=settings.ray_address, gpus=gpus)
         return nullcontext(given or ray)
 

@@ -43,7 +43,7 @@ class SimulationSettings:
     seed
         Of everything; the same seed and data give the same adapter.
     workers
-        Processes that nodes are simulated in; 0 means one a core.
+        Processes that nodes are simulated in; 0 means one a core, and at most four where they share a GPU.
     evaluate_every
         Rounds between published versions; 0 publishes only the last.
     resume

@@ -95,7 +95,7 @@ def simulate(
     timeout: Annotated[float, typer.Option(help="Seconds to wait for the slowest node of a round.")] = 600.0,
     uplink: Annotated[str, typer.Option(help="How updates travel: float32, or int8, a quarter of it.")] = "float32",
     seed: Annotated[int, typer.Option(help="The same seed gives the same adapter.")] = 0,
-    workers: Annotated[int, typer.Option(help="Worker processes; 0 means one a core.")] = 0,
+    workers: Annotated[int, typer.Option(help="Worker processes; 0: one a core, at most 4 with a GPU.")] = 0,
     evaluate_every: Annotated[int, typer.Option(help="Publish a version every so many rounds; 0: the last.")] = 0,
     hide_cold: Annotated[float, typer.Option(help="Share of the items to hide from training, to test on them.")] = 0.0,
     since: Annotated[float, typer.Option(help="Share of the training time before which nodes hold nothing.")] = 0.0,
