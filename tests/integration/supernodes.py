@@ -10,6 +10,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,16 @@ def answers(url: str, trust: ssl.SSLContext | None = None) -> bool:
             return True
     except OSError:
         return False
+
+
+def family(pid: int) -> list[int]:
+    """Return a process and all that it started: Flower starts some in sessions of their own, which outlive it."""
+    found = [pid]
+    for parent in found:
+        for task in Path(f"/proc/{parent}/task").glob("*/children"):
+            with suppress(FileNotFoundError, ProcessLookupError):
+                found += map(int, task.read_text().split())
+    return found
 
 
 def wait_until(
@@ -136,10 +147,9 @@ class Federation:
     def kill(self, home: Path) -> None:
         """Kill a process and all that it started; what they keep survives that."""
         process = self._running.pop(home)
-        try:
-            os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
+        for pid in family(process.pid):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         process.wait()
 
     def flwr(self, *words: str) -> str:
