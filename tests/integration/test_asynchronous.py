@@ -8,12 +8,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from flwr.app import Context, RecordDict
 
+from anabranch.engines import CLIENT_APP, OnGrid
 from anabranch.ledgers import verify_store
-from anabranch.simulation import SimulationResult, SimulationSettings
+from anabranch.simulation import Simulation, SimulationResult, SimulationSettings
 from server.async_terms import AsyncTerms
+from server.fleet.inprocess import InProcessGrid
 from server.registry import Registry
-from tests.integration.test_federated import ledger_epsilons, not_lower, settings_for, simulate
+from server.store_info import CATALOGUE_NAME
+from tests.integration.test_federated import ledger_epsilons, make_dataset, not_lower, settings_for, simulate
 
 
 def async_settings(bert: Path, **changes: object) -> SimulationSettings:
@@ -79,3 +83,35 @@ def test_a_killed_server_goes_on_to_the_same_adapter_and_never_lowers_epsilon(
     assert after == ledger_epsilons(straight[0])
     verdict = verify_store(store)
     assert verdict.ok, verdict.problems
+
+
+def test_nodes_with_files_of_their_own_answer_as_they_come_in_8_bits(
+    straight: tuple[Path, SimulationResult], tiny_bert: Path, tmp_path: Path
+) -> None:
+    """What a SuperLink would carry, carried by worker processes: roll call, order of arrival, nodes' own ledgers."""
+    shared = {"catalogue": str(straight[0] / CATALOGUE_NAME), "cache": str(straight[0] / "cache")}
+    nodes = [
+        {
+            "client": name,
+            "interactions": str(straight[0] / "clients" / f"node-{number:05d}" / "interactions.jsonl"),
+            "ledger": str(tmp_path / "clients" / name / "ledger.sqlite"),
+            "encoder": str(tiny_bert),
+            "device": "cpu",
+            **shared,
+        }
+        for number, name in enumerate(("north", "south", "west"))
+    ]
+    for node in nodes:
+        Path(node["ledger"]).parent.mkdir(parents=True)
+    settings = async_settings(tiny_bert, rounds=2, evaluate_every=0, asynchronous=AsyncTerms(2), uplink="int8")
+    context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={})
+    with InProcessGrid(CLIENT_APP, nodes, workers=1) as grid:
+        engine = OnGrid(grid, context, len(nodes), simulated=False)
+        result = Simulation(make_dataset(), tmp_path / "store", settings, engine=engine).run()
+    told = result.as_json()
+    assert (told["rounds_run"], told["clients"]["replied"], told["simulated_moment"]) == (2, 4, None)
+    assert told["traffic"]["up"] < told["traffic"]["down"] / 4
+    spent = ledger_epsilons(tmp_path)
+    # those that are still at work have paid already; their updates are in no version
+    assert 0 < told["privacy"]["epsilon"] <= max(spent.values()) + 1e-6
+    assert max(spent.values()) <= 8.0
