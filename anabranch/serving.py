@@ -1,12 +1,14 @@
 """The service put together: the store's models, who may ask, and the topic where there is a broker."""
 
+import logging
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from common.errors import NoModel
+from common.errors import AnabranchError, NoModel
 from common.recent import RecentEvents
 from server.serving.app import DEFAULT_LIMITS, App, create_app
 from server.serving.bundle import Bundle, BundleSource
@@ -22,7 +24,10 @@ if TYPE_CHECKING:
     from stream.source import Log
     from stream.tail import Tail
 
+log = logging.getLogger(__name__)
 PolledSource = ReloadingSource | MappedSource
+WAIT_S = 0.1
+"""How often is looked for a first model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +189,41 @@ def _clicks(broker: Broker, source: BundleSource, shared: Shared | None) -> Iter
     live = LiveUsers(broker.log(), broker.topic, lambda: _offsets_of(source))
     with live.following():
         yield live
+
+
+@contextmanager
+def warmed(queries: QueryTexts, source: BundleSource) -> Iterator[None]:
+    """Load the text encoder before the first text is asked for: now, or in a thread once there is a model.
+
+    Raises
+    ------
+    AnabranchError
+        When it cannot be loaded now; later it is logged, and questions with a text are refused.
+    """
+    try:
+        queries.warm(source.bundle().model)
+    except NoModel:
+        pass
+    else:
+        yield
+        return
+    stop = threading.Event()
+
+    def wait_for_a_model() -> None:
+        while not stop.wait(WAIT_S):
+            try:
+                queries.warm(source.bundle().model)
+            except NoModel:
+                continue
+            except AnabranchError as error:
+                log.warning("questions with a text are refused: %s", error)
+            return
+
+    threading.Thread(target=wait_for_a_model, name="anabranch-warm", daemon=True).start()
+    try:
+        yield
+    finally:
+        stop.set()
 
 
 def _answer_once(bundle: Bundle) -> None:

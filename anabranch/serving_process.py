@@ -14,14 +14,15 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from anabranch.serving import Serving, Shared
-from common.errors import AnabranchError, InvalidSetting, NoModel
+from anabranch.serving import Serving, Shared, warmed
+from common.errors import AnabranchError, InvalidSetting
 from server.serving.processes import ParentLink, Processes
 from server.serving.reload import ReloadingSource
 from server.serving.shared import BundleFolder, MappedSource
@@ -169,11 +170,9 @@ def _answer(settings: ProcessSettings, link: ParentLink, listener: socket.socket
     queries = lazy_queries(settings.device)
     while not settings.shared.looked.exists():
         time.sleep(LOOK_S)  # else the encoder would be loaded by the first question that needs it
-    with settings.serving.running(queries, settings.shared, role) as (app, source):
+    with settings.serving.running(queries, settings.shared, role) as (app, source), ExitStack() as stack:
         try:
-            queries.warm(source.bundle().model)
-        except NoModel:
-            pass  # it answers 503 until there is one
+            stack.enter_context(warmed(queries, source))
         except AnabranchError as error:
             # one that replaces another goes on with all other questions
             log.warning("questions with a text are refused: %s", error)

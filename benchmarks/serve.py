@@ -16,11 +16,9 @@ import json
 import os
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -31,201 +29,31 @@ import numpy as np
 from _kafka import broker
 from _load import load, oha, write_bodies
 from _record import write_result
+from _serve_shop import (
+    EVENTS_A_SECOND,
+    FACTORS,
+    PROCESSES,
+    SWAP_EVERY_S,
+    USERS,
+    WORDS,
+    Service,
+    Shop,
+    a_shop,
+    a_store,
+    anabranch,
+    learning,
+    serving,
+    swapping,
+)
 
-from common.encoder.adapter import TextEncoder, initial_adapter
-from common.encoder.spec import EncoderSpec
-from common.events import Interaction
-from common.items import Catalogue, Item
-from common.manifests import Manifest
-from common.store import pack_arrays
 from server.registry import Registry
-from server.serving.bundle import ADAPTER_FILE, VECTORS_FILE, VECTORS_TENSOR
 from server.serving.run import bind, url_of
-from server.store_info import StoreInfo
-from stream.connect import open_log
-from stream.producer import produce
 
-PROCESSES, FACTORS, USERS, FIRST_CLICKS = 2, 64, 2_000, 20_000
-EVENTS_A_SECOND, SWAP_EVERY_S, TEXTS_A_SECOND, CLICKS_SEEN = 2_000, 2.0, 5.0, 60
+TEXTS_A_SECOND, CLICKS_SEEN = 5.0, 60
 RATES = {1_700: 100.0, 10_000: 100.0, 100_000: 40.0}
 RIVER_RATES = {1_700: 4.0, 10_000: 1.0}
 """river's `rank` goes through all items in Python; of 100,000 one answer takes longer than the whole measurement."""
 TARGETS = {"p99_ms": {"10000": 5.0, "100000": 10.0}, "texts_p99_ms": 50.0, "swap_extra_p99": 0.2}
-WORDS = (
-    "night sea love war city space train garden ghost king dark summer music island river star snow road life".split()
-)
-TICK = os.sysconf("SC_CLK_TCK")
-
-
-@dataclass(frozen=True, slots=True)
-class Shop:
-    """A store, its topic's first clicks, and where both are."""
-
-    root: Path
-    items: int
-    servers: str
-    topic: str
-    users: np.ndarray
-    liked: np.ndarray
-
-
-@dataclass(frozen=True, slots=True)
-class Service:
-    """A running service: where it answers, and its processes by role."""
-
-    url: str
-    pids: Mapping[str, int]
-
-    @property
-    def ask(self) -> str:
-        """Where questions go."""
-        return f"{self.url}/v1/recommendations"
-
-    def cpu_s(self) -> float:
-        """Return the processor seconds of the processes that answer."""
-        stats = (Path(f"/proc/{pid}/stat").read_text() for role, pid in self.pids.items() if role != "loader")
-        return sum(sum(map(int, stat.rpartition(")")[2].split()[11:13])) for stat in stats) / TICK
-
-    def megabytes(self) -> dict[str, float]:
-        """Return resident megabytes by role, what processes share counted once among them."""
-        return {role: _proportional(pid) for role, pid in self.pids.items()}
-
-
-def _proportional(pid: int) -> float:
-    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    return round(next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1e3, 1)
-
-
-# --- what is served -------------------------------------------------------------------------------------------------
-
-
-def a_store(root: Path, items: int) -> Registry:
-    """Make a store of two versions."""
-    spec = EncoderSpec.default()
-    encoder = TextEncoder.load(spec)
-    shapes = {name: tensor.shape for name, tensor in encoder.adapter().items()}
-    catalogue = Catalogue(
-        Item(f"item {row}", f"Title {row}", " ".join(WORDS[(row + step) % len(WORDS)] for step in range(5)))
-        for row in range(items)
-    )
-    registry = Registry.create(root, StoreInfo(spec.name, encoder.sha256, "benchmark", 1), catalogue)
-    for number in (1, 2):
-        vectors = np.random.default_rng(number).standard_normal((items, encoder.dimension)).astype(np.float32)
-        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-        files = {
-            "adapter/adapter_config.json": json.dumps({"peft_type": "LORA"}).encode(),
-            ADAPTER_FILE: pack_arrays(initial_adapter(shapes, number)),
-            VECTORS_FILE: pack_arrays({VECTORS_TENSOR: vectors}),
-        }
-        made = Manifest("adapter", f"v{number:06d}", (), number, base_encoder=spec.name, base_sha256=encoder.sha256)
-        registry.publish(files, made)
-    registry.point("current", "v000001")
-    return registry
-
-
-def click(number: int, items: int, rng: np.random.Generator) -> Interaction:
-    """Return a click; few items have many."""
-    user, item = int(rng.integers(USERS)), int(items * rng.beta(0.6, 4.0))
-    return Interaction(f"event-{number}", f"user {user}", f"item {item}", "click", ts=1_700_000_000_000 + number)
-
-
-def a_shop(root: Path, items: int, servers: str) -> Shop:
-    """Make the store, send the first clicks, and let the learner learn them."""
-    topic, rng = f"clicks-{items}", np.random.default_rng(0)
-    a_store(root, items)
-    first = [click(number, items, rng) for number in range(FIRST_CLICKS)]
-    produce(first, log=open_log(servers), topic=topic)
-    subprocess.run(
-        [*_learn(root, servers, topic), "--until-events", str(FIRST_CLICKS)], check=True, capture_output=True
-    )
-    pairs = np.array([(int(each.user_id.split()[1]), int(each.item_id.split()[1])) for each in first])
-    return Shop(root, items, servers, topic, pairs[:, 0], pairs[:, 1])
-
-
-def _anabranch(*words: str) -> list[str]:
-    return [sys.executable, "-m", "anabranch.cli", *words]
-
-
-def _learn(root: Path, servers: str, topic: str) -> list[str]:
-    where = ["--store", str(root), "--bootstrap-servers", servers, "--topic", topic]
-    return _anabranch("stream", "learn", *where, "--evaluate-every", "0", "--checkpoint-every", "10000", "--json")
-
-
-@contextmanager
-def serving(shop: Shop) -> Iterator[Service]:
-    """Run the service."""
-    options = [
-        "--store",
-        str(shop.root),
-        "--port",
-        "0",
-        "--processes",
-        str(PROCESSES),
-        "--reload-every",
-        "0.2",
-        "--json",
-    ]
-    where = ["--bootstrap-servers", shop.servers, "--topic", shop.topic]
-    with subprocess.Popen(_anabranch("serve", *options, *where), stdout=subprocess.PIPE, text=True) as parent:
-        try:
-            assert parent.stdout is not None
-            told = json.loads(parent.stdout.readline())
-            yield Service(told["url"], told["processes"])
-        finally:
-            parent.terminate()
-            parent.wait(30)
-
-
-@contextmanager
-def learning(shop: Shop) -> Iterator[dict[str, float]]:
-    """Send clicks at a constant rate, and learn them, while the block runs; afterwards what is given tells how many."""
-    over, told = threading.Event(), dict[str, float]()
-    begun = time.monotonic()
-
-    def clicks() -> Iterator[Interaction]:
-        rng, number = np.random.default_rng(1), 0
-        while not over.is_set():
-            yield click(FIRST_CLICKS + number, shop.items, rng)
-            number += 1
-            told["sent"] = number
-            ahead = number / EVENTS_A_SECOND - (time.monotonic() - begun)
-            if ahead > 0.02:
-                time.sleep(ahead)
-
-    sender = threading.Thread(target=lambda: produce(clicks(), log=open_log(shop.servers), topic=shop.topic))
-    worker = subprocess.Popen(
-        _learn(shop.root, shop.servers, shop.topic), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-    )
-    sender.start()
-    try:
-        yield told
-    finally:
-        over.set()
-        sender.join()
-        seconds = time.monotonic() - begun
-        worker.terminate()
-        report = json.loads(worker.communicate(timeout=120)[0])
-        told["sent_a_second"] = round(told.pop("sent") / seconds, 1)
-        told["learned_a_second"] = round((report["events"] - report["resumed_from"]) / seconds, 1)
-
-
-@contextmanager
-def swapping(registry: Registry) -> Iterator[list[str]]:
-    """Move `current` to the other version again and again; gives the versions that it moved to."""
-    over, moved = threading.Event(), list[str]()
-
-    def swap() -> None:
-        while not over.wait(SWAP_EVERY_S):
-            moved.append(f"v{2 - (len(moved) % 2):06d}")
-            registry.point("current", moved[-1])
-
-    thread = threading.Thread(target=swap)
-    thread.start()
-    try:
-        yield moved
-    finally:
-        over.set()
-        thread.join()
 
 
 # --- what is measured -----------------------------------------------------------------------------------------------
@@ -271,7 +99,7 @@ def ours(shop: Shop, folder: Path, seconds: float) -> dict[str, object]:
         load(service.ask, asked, max(2.0, seconds / 3), rate)  # warm
         before = service.cpu_s()
         steady = load(service.ask, asked, seconds, rate)
-        used = service.cpu_s() - before
+        used = {role: spent - before[role] for role, spent in service.cpu_s().items()}
         with swapping(registry) as moved:
             swapped = load(service.ask, asked, max(seconds, 3 * SWAP_EVERY_S), rate)
         by_text = load(service.ask, texts(folder), seconds, TEXTS_A_SECOND)
@@ -282,7 +110,8 @@ def ours(shop: Shop, folder: Path, seconds: float) -> dict[str, object]:
         "rate": rate,
         "events": events,
         "while_learning": steady.row(),
-        "cpu_ms_an_answer": round(1e3 * used / steady.asked, 2),
+        "cpu_ms_an_answer": round(1e3 * used["servers"] / steady.asked, 2),
+        "cpu_share": {role: round(spent / seconds, 3) for role, spent in used.items()},
         "with_a_swap_every_2_s": {**swapped.row(), "swaps": len(moved)},
         "swap_extra_p99": round(swapped.p99 / steady.p99 - 1.0, 3),
         "texts_uncached": by_text.row(),
@@ -386,7 +215,7 @@ def memory(users: int, items: int) -> dict[str, object]:
         bodies = [{"user_id": f"user {row}", "k": 10} for row in range(0, users, max(1, users // 5_000))]
         asked = write_bodies(Path(folder) / "questions", bodies)
         options = ["--store", str(root), "--port", "0", "--processes", str(PROCESSES), "--json"]
-        with subprocess.Popen(_anabranch("serve", *options), stdout=subprocess.PIPE, text=True) as parent:
+        with subprocess.Popen(anabranch("serve", *options), stdout=subprocess.PIPE, text=True) as parent:
             try:
                 assert parent.stdout is not None
                 begun = time.monotonic()

@@ -110,6 +110,7 @@ def _serve_here(
 ) -> None:
     """Answer from this process."""
     from anabranch.recommender import lazy_queries
+    from anabranch.serving import warmed
     from common.errors import NoModel
     from server.serving.run import pin_blas_threads, serve_until_stopped
 
@@ -118,10 +119,9 @@ def _serve_here(
     queries = lazy_queries(device)
     with serving.running(queries) as (app, source):
         try:
-            bundle = source.bundle()
+            source.bundle()
         except NoModel as error:
             out.note(f"answering 503 until there is a model: {error}")
-        else:
-            queries.warm(bundle.model)
-        tell({"server": os.getpid()})
-        serve_until_stopped(app, listener)
+        with warmed(queries, source):
+            tell({"server": os.getpid()})
+            serve_until_stopped(app, listener)

@@ -4,6 +4,7 @@ import asyncio
 import ipaddress
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Send
@@ -27,6 +28,7 @@ def scope_of(method: str, path: str) -> Scope:
     return "write" if path == "/v1/events" else "read"
 
 
+@lru_cache(maxsize=64)
 def is_loopback(host: str) -> bool:
     """Tell whether a Host header, with or without a port, names this machine and no other."""
     name = host.rpartition("]")[0].removeprefix("[") if host.startswith("[") else host.partition(":")[0]
@@ -154,6 +156,8 @@ class Patience:
 
     async def _in_time(self, scope: Connection, receive: Receive, send: Send) -> None:
         started = late = False
+        refusal: asyncio.Task[None] | None = None
+        loop = asyncio.get_running_loop()
 
         async def until_late(message: Message) -> None:
             nonlocal started
@@ -161,17 +165,25 @@ class Patience:
                 started = True
                 await send(message)
 
-        # a thread cannot be stopped, so the work is left to end by itself while the caller has an answer
-        work = asyncio.ensure_future(self._app(scope, receive, until_late))
-        await asyncio.wait({work}, timeout=self._limits.timeout_s)
-        if not work.done() and not started:
+        def refuse() -> None:
+            nonlocal late, refusal
+            if started:
+                return
             late = True
             detail = (
                 f"no answer within {self._limits.timeout_s:g} seconds; to mend it: ask again later, or for less at once"
             )
             # what is still being sent is not waited for, so the connection cannot be used again
-            await _busy("timeout", detail, Connection="close")(scope, receive, send)
-        await work
+            refusal = loop.create_task(_busy("timeout", detail, Connection="close")(scope, receive, send))
+
+        # a thread cannot be stopped, so the work is left to end by itself while the caller has an answer
+        timer = loop.call_later(self._limits.timeout_s, refuse)
+        try:
+            await self._app(scope, receive, until_late)
+        finally:
+            timer.cancel()
+            if refusal is not None:
+                await refusal
 
 
 def _busy(kind: str, detail: str, **headers: str) -> ASGIApp:

@@ -24,6 +24,7 @@ from server.serving.limits import Limits, TokenBuckets
 from server.serving.metrics import CONTENT_TYPE, Measured, ServiceMetrics
 from server.serving.problems import Problem, problem_responses
 from server.serving.query import QueryTexts
+from server.serving.quick_route import QuestionRoute
 from server.serving.recommend import MAX_K, Question, RequestIds, random_request_id, recommend, similar, slate_payload
 from server.serving.schemas import (
     EventOut,
@@ -215,13 +216,6 @@ def _add_events(app: FastAPI, sink: EventSink, metrics: ServiceMetrics, new_id: 
 
 
 def _add_questions(app: FastAPI, source: BundleSource, answer: Answer) -> None:
-    @app.post(
-        "/v1/recommendations",
-        response_model=SlateOut,
-        response_model_exclude_unset=True,
-        responses=_problems(400, 413, 422),
-        summary="Recommend for a user, a history, a text, or any of them together",
-    )
     async def recommendations(body: RecommendationRequest) -> Response:
         question = Question(
             user_id=body.user_id,
@@ -238,6 +232,17 @@ def _add_questions(app: FastAPI, source: BundleSource, answer: Answer) -> None:
             explore=body.explore,
         )
         return await answer(question)
+
+    app.router.add_api_route(
+        "/v1/recommendations",
+        recommendations,
+        methods=["POST"],
+        response_model=SlateOut,
+        response_model_exclude_unset=True,
+        responses=_problems(400, 413, 422),
+        summary="Recommend for a user, a history, a text, or any of them together",
+        route_class_override=QuestionRoute,
+    )
 
     @app.get(
         "/v1/users/{user_id:path}/recommendations",

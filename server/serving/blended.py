@@ -75,22 +75,25 @@ class PairSum:
 
     Parameters
     ----------
-    position
-        Place of the asking item in the history, int64 [p]; -1 for one that was tried and not liked.
+    newest
+        Rows of the asking items, newest first, int64 [q].
+    age
+        Place of each pair's asking item in `newest`, int64 [p].
     item
         Row of the other item, int32 [p].
     amount
         What it gets, float64 [p].
-    length
-        Of the history.
+    history
+        Rows of the items liked, oldest first.
     n_items
         Of the catalogue.
     """
 
-    position: np.ndarray
+    newest: np.ndarray
+    age: np.ndarray
     item: np.ndarray
     amount: np.ndarray
-    length: int
+    history: np.ndarray
     n_items: int
 
     def scores(self) -> np.ndarray:
@@ -99,30 +102,31 @@ class PairSum:
 
     def above_average(self, chosen: np.ndarray, over: np.ndarray) -> np.ndarray:
         """Return what each item of the history adds to each chosen row above its average, float64 [c, h]."""
-        liked = self.position >= 0
+        # an item that was tried and not liked has no place in the history
+        latest = {row: place for place, row in enumerate(self.history.tolist())}
+        position = np.array([latest.get(row, -1) for row in self.newest.tolist()], dtype=np.int64)[self.age]
+        liked, length = position >= 0, len(self.history)
         shown = (self.amount * over[self.item])[liked]
-        average = np.bincount(self.position[liked], weights=shown, minlength=self.length) / max(1, int(over.sum()))
+        average = np.bincount(position[liked], weights=shown, minlength=length) / max(1, int(over.sum()))
         place = np.full(self.n_items, -1, dtype=np.int64)
         place[chosen] = np.arange(len(chosen))
         hit = place[self.item]
-        kept = (hit >= 0) & (self.position >= 0)
-        added = np.zeros((len(chosen), self.length))
-        np.add.at(added, (hit[kept], self.position[kept]), self.amount[kept])
+        kept = (hit >= 0) & liked
+        added = np.zeros((len(chosen), length))
+        np.add.at(added, (hit[kept], position[kept]), self.amount[kept])
         return added - average
 
 
 def pairs_of(blend: BlendMembers, tried: np.ndarray, history: np.ndarray) -> PairSum:
     """Return what the neighbours of what was tried add; it and the history are given oldest first."""
     newest = tried[::-1][: len(blend.neighbour_decay)]
-    latest = {int(row): place for place, row in enumerate(history)}
-    places = np.array([latest.get(int(row), -1) for row in newest], dtype=np.int64)
     starts = blend.pair_starts[newest]
     lengths = blend.pair_starts[newest + 1] - starts
     age = np.repeat(np.arange(len(newest)), lengths)
     before = np.cumsum(lengths) - lengths
     entry = np.arange(len(age)) + (starts - before)[age]
     amount = blend.pair_weights[entry].astype(np.float64) * blend.neighbour_decay[age]
-    return PairSum(places[age], blend.pair_items[entry], amount, len(history), len(blend.popularity))
+    return PairSum(newest, age, blend.pair_items[entry], amount, history, len(blend.popularity))
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +205,18 @@ class Blended:
         said = [each.kind for each in self._placed if each.coefficient and np.isfinite(each.spread)]
         return (*said, "habit") if self._again[1].any() else tuple(said)
 
+    def exact(self, rows: np.ndarray) -> np.ndarray:
+        """Return the scores of some rows: the sum that `at` gives, without its parts."""
+        scores = np.zeros(len(rows))
+        for each in self._placed:
+            scores += each.coefficient * ((each.raw.at(rows) - each.mean) / each.spread)
+        habitual, amount = self._again
+        if len(habitual):
+            added = np.zeros(len(self._shown))
+            added[habitual] = amount
+            scores += added[rows]
+        return scores
+
     def at(self, rows: np.ndarray) -> Fused:
         """Return the members' opinions on some rows, and their sum."""
         members: dict[MemberKind, Member] = {}
@@ -236,8 +252,8 @@ def blended(bundle: Bundle, stream: Stream, blend: BlendMembers, asked: Asked, q
     shown = np.ones(len(snapshot.item_bias), dtype=bool)
     without = np.empty(0, dtype=np.int64) if blend.repeats else np.unique(asked.seen)
     shown[without] = False
-    factors, texts = _users(snapshot, blend, asked.history)
     sums = _history_sums(bundle, snapshot, blend, asked)
+    factors, texts = _users(snapshot, blend, asked.history, sums)
     dense = _dense(bundle, blend, asked, sums)
     raws = _raws(stream, blend, factors, texts, dense)
     weights = blend.weights_of(asked.likes, opens=asked.opens)
@@ -260,12 +276,14 @@ def blended(bundle: Bundle, stream: Stream, blend: BlendMembers, asked: Asked, q
     return Blended(quick, placed, again, shown)
 
 
-def _users(snapshot: MFSnapshot, blend: BlendMembers, history: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _users(
+    snapshot: MFSnapshot, blend: BlendMembers, history: np.ndarray, sums: Mapping[MemberKind, HistorySum]
+) -> tuple[np.ndarray, np.ndarray]:
     """Return what item rows are multiplied with, float32: for the factors [k], and for the texts, or [0] without."""
-    if not len(history) or not blend.text_columns:
+    by_text = sums.get("text")
+    if not blend.text_columns or not isinstance(by_text, Products):
         return snapshot.user_factors(history), np.empty(0, dtype=np.float32)
-    fading = factor_sum(snapshot, history).fading.astype(np.float32)
-    return snapshot.user_factors(history), fading @ snapshot.item_factors[history, -blend.text_columns :]
+    return snapshot.user_factors(history), by_text.fading.astype(np.float32) @ by_text.rows[history]
 
 
 def _history_sums(

@@ -79,6 +79,40 @@ class Stream:
 
 
 @dataclass(frozen=True, slots=True)
+class Person:
+    """What is known of a user.
+
+    Parameters
+    ----------
+    row
+        In the snapshot; None for a user that the stream does not know, of whom all else is empty.
+    history
+        Rows of the recent likes, oldest first, int32.
+    seen
+        Rows of all items ever liked, int32.
+    tried
+        Rows tried of late, oldest first, where the learner tells them, int32.
+    likes
+        How many likes count towards the length of the history.
+    """
+
+    row: int | None
+    history: np.ndarray
+    seen: np.ndarray
+    tried: np.ndarray
+    likes: int
+
+    @property
+    def known(self) -> bool:
+        """Whether the stream knows the user."""
+        return self.row is not None
+
+
+_NO_ROWS, _NO_HABIT = np.empty(0, dtype=np.int32), np.empty(0, dtype=np.float32)
+NOBODY = Person(None, _NO_ROWS, _NO_ROWS, _NO_ROWS, 0)
+
+
+@dataclass(frozen=True, slots=True)
 class Bundle:
     """Everything one answer is made of; a reader holds one and sees no change.
 
@@ -108,61 +142,37 @@ class Bundle:
             return np.zeros(len(self.items), dtype=np.int64)
         return self.stream.snapshot.item_counts
 
-    def history_of(self, user_id: str | None) -> np.ndarray | None:
-        """Return the user's recent item rows, oldest first, or None for a user that the stream does not know."""
-        row = self._user_row(user_id)
+    def person(self, user_id: str | None) -> Person:
+        """Return what the stream knows of a user."""
+        row = None if self.stream is None or user_id is None else self.stream.users.find(user_id)
         if self.stream is None or row is None:
-            return None
-        snapshot = self.stream.snapshot
-        return snapshot.history_items[snapshot.history_starts[row] : snapshot.history_starts[row + 1]]
+            return NOBODY
+        snapshot, blend = self.stream.snapshot, self.stream.snapshot.blend
+        begin, end = snapshot.history_starts[row : row + 2].tolist()
+        history, likes, tried = snapshot.history_items[begin:end], end - begin, NOBODY.tried
+        begin, end = snapshot.seen_starts[row : row + 2].tolist()
+        seen = snapshot.seen_items[begin:end]
+        if blend is not None:
+            begin, end = blend.tried_starts[row : row + 2].tolist()
+            likes, tried = int(blend.positives[row]), blend.tried_items[begin:end]
+        return Person(row, history, seen, tried, likes)
 
-    def seen_by(self, user_id: str | None) -> np.ndarray:
-        """Return the rows of all items that the user ever liked; empty for an unknown user."""
-        row = self._user_row(user_id)
-        if self.stream is None or row is None:
-            return np.empty(0, dtype=np.int32)
-        snapshot = self.stream.snapshot
-        return snapshot.seen_items[snapshot.seen_starts[row] : snapshot.seen_starts[row + 1]]
-
-    def opens_visit(self, user_id: str | None, at: int | None) -> bool:
-        """Return whether at that time, in milliseconds, the user comes for another visit than that of the snapshot."""
-        row = self._user_row(user_id)
+    def opens_visit(self, person: Person, at: int | None) -> bool:
+        """Return whether at that time, in milliseconds, somebody comes for another visit than that of the snapshot."""
         blend = None if self.stream is None else self.stream.snapshot.blend
-        return row is not None and blend is not None and blend.opens_visit(row, at)
+        return person.row is not None and blend is not None and blend.opens_visit(person.row, at)
 
-    def habit_of(self, user_id: str | None, *, opens: bool = False) -> np.ndarray:
-        """Return what habit adds to the score of each item of `seen_by`, float32; empty where there are no habits.
+    def habit_of(self, person: Person, *, opens: bool = False) -> np.ndarray:
+        """Return what habit adds to the score of each item of `seen`, float32; empty where there are no habits.
 
         `opens`: where the question opens a visit.
         """
-        row = self._user_row(user_id)
         blend = None if self.stream is None else self.stream.snapshot.blend
-        if self.stream is None or row is None or blend is None or not len(blend.habit):
-            return np.empty(0, dtype=np.float32)
+        if self.stream is None or person.row is None or blend is None or not len(blend.habit):
+            return _NO_HABIT
         starts = self.stream.snapshot.seen_starts
         habit = blend.opening_habit if opens else blend.habit
-        return habit[starts[row] : starts[row + 1]]
-
-    def tried_by(self, user_id: str | None) -> np.ndarray:
-        """Return the rows that the user tried of late, oldest first, where the learner tells them; empty otherwise."""
-        row = self._user_row(user_id)
-        blend = None if self.stream is None else self.stream.snapshot.blend
-        if row is None or blend is None:
-            return np.empty(0, dtype=np.int32)
-        return blend.tried_items[blend.tried_starts[row] : blend.tried_starts[row + 1]]
-
-    def likes_of(self, user_id: str | None) -> int:
-        """Return how many likes of the user count towards the length of the history; 0 for an unknown user."""
-        row = self._user_row(user_id)
-        if self.stream is None or row is None:
-            return 0
-        snapshot = self.stream.snapshot
-        if snapshot.blend is not None:
-            return int(snapshot.blend.positives[row])
-        return int(snapshot.history_starts[row + 1] - snapshot.history_starts[row])
-
-    def _user_row(self, user_id: str | None) -> int | None:
-        return None if self.stream is None or user_id is None else self.stream.users.find(user_id)
+        return habit[starts[person.row] : starts[person.row + 1]]
 
 
 class BundleSource(Protocol):

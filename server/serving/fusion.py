@@ -150,6 +150,11 @@ class Fused:
         """The members that tell any item from another."""
         return tuple(kind for kind, member in self.members.items() if member.says_something)
 
+    def exact(self, rows: np.ndarray) -> np.ndarray:
+        """Return the scores of some rows, float64."""
+        scores: np.ndarray = self.scores[rows]
+        return scores
+
     def at(self, rows: np.ndarray) -> "Fused":
         """Return what is said of some rows."""
         said = {
@@ -170,6 +175,10 @@ class Scored(Protocol):
     @property
     def kinds(self) -> tuple[MemberKind, ...]:
         """The members that tell any item from another."""
+        ...
+
+    def exact(self, rows: np.ndarray) -> np.ndarray:
+        """Return the scores of some rows, in their order, float64."""
         ...
 
     def at(self, rows: np.ndarray) -> Fused:
@@ -286,20 +295,27 @@ def best(scores: np.ndarray, eligible: np.ndarray, k: int) -> np.ndarray:
     """Return the rows of the k best eligible items, best first, ties in catalogue order.
 
     The k-th largest of the greatest scores of many blocks is no greater than the k-th largest score, so whatever is
-    below it is left out before anything is sorted: of many items nearly all.
+    below it is left out before anything is sorted: of many items nearly all, and of most blocks every one.
     """
     blocks = len(scores) // _BLOCK
+    threshold = -np.inf
     if blocks > k:
         shown = np.where(eligible, scores, -np.inf)
-        greatest = shown[: blocks * _BLOCK].reshape(blocks, _BLOCK).max(axis=1)
-        rows = np.flatnonzero((shown >= np.partition(greatest, blocks - k)[blocks - k]) & eligible)
+        whole = shown[: blocks * _BLOCK].reshape(blocks, _BLOCK)
+        greatest = whole.max(axis=1)
+        threshold = np.partition(greatest, blocks - k)[blocks - k]
+    if threshold > -np.inf:
+        hit = np.flatnonzero(greatest >= threshold)
+        block, place = np.nonzero(whole[hit] >= threshold)
+        rest = blocks * _BLOCK + np.flatnonzero(shown[blocks * _BLOCK :] >= threshold)
+        rows = np.concatenate([hit[block] * _BLOCK + place, rest])
     else:
         rows = np.flatnonzero(eligible)
     if len(rows) > k:
         among = scores[rows]
-        threshold = np.partition(among, len(rows) - k)[len(rows) - k]
-        above = rows[among > threshold]
-        level = rows[among == threshold][: k - len(above)]
+        last = np.partition(among, len(rows) - k)[len(rows) - k]
+        above = rows[among > last]
+        level = rows[among == last][: k - len(above)]
         rows = np.sort(np.concatenate([above, level]))
     ordered: np.ndarray = rows[np.argsort(-scores[rows], kind="stable")]
     return ordered

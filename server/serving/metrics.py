@@ -74,6 +74,7 @@ class ServiceMetrics:
         own: dict[str, Any] = {"namespace": "anabranch", "subsystem": "serve", "registry": self._registry}
         self._requests = Counter("requests", "Answers, by route and status.", ["method", "route", "status"], **own)
         self._seconds = Histogram("seconds", "Time to the first byte of an answer.", ["route"], buckets=_BUCKETS, **own)
+        self._kinds: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
         self._users = Counter("slates", "Slates, by whether the user is known.", ["known_user"], **own)
         self._events = Counter("events", "Events that the broker took.", **own)
         gauges: tuple[tuple[str, str, Read], ...] = (
@@ -90,8 +91,14 @@ class ServiceMetrics:
 
     def answered(self, method: str, route: str, status: int, seconds: float) -> None:
         """Take note of an answer; `route` is a template, never a path that was sent."""
-        self._requests.labels(method if method in _METHODS else "other", route, str(status)).inc()
-        self._seconds.labels(route).observe(seconds)
+        kind = (method if method in _METHODS else "other", route, status)
+        found = self._kinds.get(kind)
+        if found is None:
+            # the library looks a label up by its text, under a lock: once is enough
+            found = self._requests.labels(kind[0], route, str(status)), self._seconds.labels(route)
+            self._kinds[kind] = found
+        found[0].inc()
+        found[1].observe(seconds)
 
     def slate(self, *, known_user: bool) -> None:
         """Take note of a slate."""

@@ -73,9 +73,10 @@ class QueryTexts:
         self._vectors_of: Model | None = None
 
     def warm(self, model: Model) -> None:
-        """Load the encoder and install the model's adapter; errors as for `vector`."""
+        """Load the encoder, install the model's adapter and encode once; errors as for `vector`."""
         with self._lock:
-            self._ready(model)
+            # the first pass prepares what later ones use, which takes several times as long
+            self._ready(model).encode(["warm"])
 
     def vector(self, model: Model, text: str) -> np.ndarray:
         """Return the text's unit vector under the model's adapter, float32 [d].

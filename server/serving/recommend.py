@@ -12,7 +12,7 @@ from common.events import MAX_ID_LENGTH, MAX_TS
 from common.ids import rng_for
 from common.recent import NOTHING, Recent
 from server.serving.blended import Asked, blended
-from server.serving.bundle import Bundle
+from server.serving.bundle import Bundle, Person
 from server.serving.diversity import pool_size, spread_out
 from server.serving.exploration import POLICY as EPSILON_GREEDY
 from server.serving.exploration import explored
@@ -232,33 +232,25 @@ def recommend(
     recent
         What the user did since the bundle's snapshot.
     """
-    given = _rows(bundle, question.history)
-    asked = _asked(bundle, question, recent, given)
-    unseen = np.ones(len(bundle.items), dtype=bool)
+    given, person = _rows(bundle, question.history), bundle.person(question.user_id)
+    asked = _asked(bundle, question, recent, given, person)
+    eligible, unknown = _filtered(bundle, question)
+    scored = _scored(bundle, asked, question, query_vector, table)
     if question.exclude_seen:
-        unseen[asked.seen] = False
-    scored = _scored(bundle, asked, query_vector, unseen, table)
-    # what is filtered out still is among the items that scores are compared over: a filter changes no score
-    allowed, unknown = _filtered(bundle, question)
-    if question.exclude_seen:
-        allowed[_rows(bundle, recent.rejected)] = False
-    chosen, fused, propensities = _chosen(bundle, scored, unseen & allowed, question, request_id)
-    why = reasons_for(bundle, asked.history, fused, chosen) if question.explain else [()] * len(chosen)
+        eligible[asked.seen] = False
+        eligible[_rows(bundle, recent.rejected)] = False
+    chosen, scores, propensities, fused = _chosen(bundle, scored, eligible, question, request_id)
+    why = [()] * len(chosen) if fused is None else reasons_for(bundle, asked.history, fused, chosen)
+    ids, titles = bundle.items.ids, bundle.items.titles
+    told = zip(chosen.tolist(), scores.tolist(), propensities.tolist(), why, strict=True)
     items = tuple(
-        Recommendation(
-            item_id=bundle.items.ids[int(row)],
-            rank=rank,
-            score=float(score),
-            propensity=float(propensities[rank - 1]),
-            title=bundle.items.titles[int(row)],
-            reasons=reasons,
-        )
-        for rank, (row, score, reasons) in enumerate(zip(chosen, fused.scores, why, strict=True), start=1)
+        Recommendation(ids[row], rank, score, propensity, titles[row], reasons)
+        for rank, (row, score, propensity, reasons) in enumerate(told, start=1)
     )
     return Slate(
         request_id=request_id,
         model_version=bundle.version,
-        known_user=bundle.history_of(question.user_id) is not None or bool(recent.liked or recent.tried),
+        known_user=person.known or bool(recent.liked or recent.tried),
         items=items,
         ignored={"unknown_items": len(question.history) - len(given), **unknown},
         answered_from=scored.kinds,
@@ -272,25 +264,35 @@ def _rows(bundle: Bundle, ids: Iterable[str]) -> np.ndarray:
     return np.array([row for row in found if row is not None], dtype=np.int64)
 
 
-def _asked(bundle: Bundle, question: Question, recent: Recent, given: np.ndarray = _NO_ROWS) -> Asked:
+def _asked(
+    bundle: Bundle,
+    question: Question,
+    recent: Recent,
+    given: np.ndarray = _NO_ROWS,
+    person: Person | None = None,
+) -> Asked:
     """Put together what is known of the user, what happened since, and what the question names, in this order."""
-    user, liked = question.user_id, _rows(bundle, recent.liked)
-    known = bundle.history_of(user)
+    person = bundle.person(question.user_id) if person is None else person
+    liked = _rows(bundle, recent.liked)
     blend = None if bundle.stream is None else bundle.stream.snapshot.blend
     # as the learner has it: what was tried is not shown again, unless repeats are allowed
     tried = _rows(bundle, recent.tried) if blend is not None else liked
     seen = liked if blend is None or blend.repeats else tried
-    before = np.empty(0, dtype=np.int64) if known is None else known.astype(np.int64)
     # what was liked since the snapshot is of the visit that goes on
-    opens = not len(liked) and not len(given) and bundle.opens_visit(user, question.at)
+    opens = not len(liked) and not len(given) and bundle.opens_visit(person, question.at)
     return Asked(
-        history=np.concatenate([before, liked, given]),
-        likes=bundle.likes_of(user) + len(liked) + len(given),
-        seen=np.concatenate([bundle.seen_by(user).astype(np.int64), seen, given]),
-        habit=bundle.habit_of(user, opens=opens),
-        tried=np.concatenate([bundle.tried_by(user).astype(np.int64), tried, given]),
+        history=_joined(person.history, liked, given),
+        likes=person.likes + len(liked) + len(given),
+        seen=_joined(person.seen, seen, given),
+        habit=bundle.habit_of(person, opens=opens),
+        tried=_joined(person.tried, tried, given),
         opens=opens,
     )
+
+
+def _joined(*rows: np.ndarray) -> np.ndarray:
+    joined: np.ndarray = np.concatenate(rows, dtype=np.int64)
+    return joined
 
 
 def _filtered(bundle: Bundle, question: Question) -> tuple[np.ndarray, dict[str, int]]:
@@ -319,16 +321,18 @@ def _filtered(bundle: Bundle, question: Question) -> tuple[np.ndarray, dict[str,
 
 def _chosen(
     bundle: Bundle, scored: Scored, eligible: np.ndarray, question: Question, request_id: str
-) -> tuple[np.ndarray, Fused, np.ndarray]:
-    """Return the rows of the slate, in its order, what is said of them, and how probable each was."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, Fused | None]:
+    """Return the rows of the slate, in its order, their scores, how probable each was, and what explains them."""
     wanted = pool_size(question.k) if question.diversity or question.explore else question.k
     # the quick scores may order neighbours wrongly, by rounding: some more than are wanted are looked at closely
     pool = np.sort(best(scored.quick, eligible, wanted + CLOSE))
-    closely = scored.at(pool)
-    order = np.argsort(-closely.scores, kind="stable")[:wanted]
+    # the same numbers either way, to the last bit: reasons must add up to the score
+    closely = scored.at(pool) if question.explain else None
+    scores = scored.exact(pool) if closely is None else closely.scores
+    order = np.argsort(-scores, kind="stable")[:wanted]
     if question.diversity:
         vectors = bundle.model.item_vectors[pool[order]]
-        first = spread_out(closely.scores[order], vectors, question.k, question.diversity)
+        first = spread_out(scores[order], vectors, question.k, question.diversity)
         order = np.concatenate([order[first], np.delete(order, first)])
     propensities = np.ones(min(question.k, len(order)))
     if question.explore:
@@ -337,15 +341,19 @@ def _chosen(
         places, propensities = explored(len(order), question.k, question.explore, rng)
         order = order[places]
     order = order[: question.k]
-    return pool[order], closely.at(order), propensities
+    return pool[order], scores[order], propensities, None if closely is None else closely.at(order)
 
 
-def _scored(bundle: Bundle, asked: Asked, query: np.ndarray | None, eligible: np.ndarray, table: FusionTable) -> Scored:
+def _scored(bundle: Bundle, asked: Asked, question: Question, query: np.ndarray | None, table: FusionTable) -> Scored:
     """Let the stream's blend answer where there is one; `table` weighs what there is otherwise."""
     stream = bundle.stream
     if stream is not None and stream.snapshot.blend is not None:
         return blended(bundle, stream, stream.snapshot.blend, asked, query)
-    return fuse(bundle, asked.history, query, eligible, table)
+    # what is filtered out still is among the items that scores are compared over: a filter changes no score
+    unseen = np.ones(len(bundle.items), dtype=bool)
+    if question.exclude_seen:
+        unseen[asked.seen] = False
+    return fuse(bundle, asked.history, query, unseen, table)
 
 
 def similar(bundle: Bundle, item_id: str, k: int) -> SimilarItems:

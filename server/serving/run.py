@@ -16,8 +16,10 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 from threadpoolctl import threadpool_limits
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from common.errors import InvalidSetting, PortInUse, ServiceError
+from server.serving.problems import problem
 
 BACKLOG = 2_048
 GIVES_WAY_S = 0.0005
@@ -99,6 +101,22 @@ def url_of(listener: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
+class _Protocol(HttpToolsProtocol):
+    """httptools' protocol, except that what it cannot read, an unknown method too, is answered as a problem."""
+
+    def send_400_response(self, msg: str) -> None:
+        refused = problem(
+            400,
+            "malformed",
+            "the request cannot be read as HTTP; expected HTTP/1.1 with a method that it names;"
+            " to mend it: GET /openapi.json says what can be asked",
+            headers={"Connection": "close"},
+        )
+        head = b"".join(b"%s: %s\r\n" % pair for pair in refused.raw_headers)
+        self.transport.write(b"HTTP/1.1 400 Bad Request\r\n%s\r\n%s" % (head, refused.body))
+        self.transport.close()
+
+
 class _Server(uvicorn.Server):
     """uvicorn, except that a signal stops it and is then done with, so the process ends with 0."""
 
@@ -140,7 +158,7 @@ def _server(app: FastAPI) -> _Server:
         timeout_graceful_shutdown=GRACE_SECONDS,
         loop="asyncio",
         backlog=ACCEPTED_AT_ONCE,
-        http="httptools",
+        http=_Protocol,
         ws="none",
     )
     return _Server(config)

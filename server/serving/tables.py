@@ -4,6 +4,7 @@ A million ids as Python strings with a dictionary over them take some 170 MB in 
 bytes, one after another, and their hashes in order, which processes share through the page cache.
 """
 
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from hashlib import blake2b
 from itertools import accumulate
@@ -29,6 +30,8 @@ class TextTable(Sequence[str]):
 
     def __init__(self, raw: np.ndarray, starts: np.ndarray) -> None:
         self.raw, self.starts = raw, starts
+        # one number of an array takes numpy longer than all that is done with it here
+        self._raw, self._starts = raw.data, starts.data
 
     @classmethod
     def of(cls, texts: Sequence[str]) -> "TextTable":
@@ -50,7 +53,7 @@ class TextTable(Sequence[str]):
         return self._bytes(row % len(self)).decode("utf-8", errors="surrogatepass")
 
     def _bytes(self, row: int) -> bytes:
-        return self.raw[self.starts[row] : self.starts[row + 1]].tobytes()
+        return bytes(self._raw[self._starts[row] : self._starts[row + 1]])
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Return what `TextTable` is made from, by name."""
@@ -73,6 +76,7 @@ class IdTable(TextTable):
     def __init__(self, raw: np.ndarray, starts: np.ndarray, hashes: np.ndarray, order: np.ndarray) -> None:
         super().__init__(raw, starts)
         self.hashes, self.order = hashes, order
+        self._hashes, self._order = hashes.data, order.data
 
     @classmethod
     def of(cls, texts: Sequence[str]) -> "IdTable":
@@ -86,10 +90,10 @@ class IdTable(TextTable):
     def find(self, text: str) -> int | None:
         """Return the row of a text, or None where there is none."""
         given = text.encode("utf-8", errors="surrogatepass")
-        wanted = np.frombuffer(blake2b(given, digest_size=_HASH_BYTES).digest(), dtype="<u8")[0]
-        place = int(np.searchsorted(self.hashes, wanted))
-        while place < len(self.hashes) and self.hashes[place] == wanted:
-            row = int(self.order[place])
+        wanted = int.from_bytes(blake2b(given, digest_size=_HASH_BYTES).digest(), "little")
+        place = bisect_left(self._hashes, wanted)
+        while place < len(self._hashes) and self._hashes[place] == wanted:
+            row = self._order[place]
             if self._bytes(row) == given:
                 return row
             place += 1

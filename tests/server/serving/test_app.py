@@ -1,6 +1,7 @@
 """The HTTP edge, over a real socket: answers, and every way to be refused."""
 
 import json
+import socket
 from typing import Any
 
 import httpx
@@ -54,6 +55,26 @@ def test_an_explained_query(client: httpx.Client) -> None:
     assert slate["ignored"] == {"unknown_items": 1}
     for item in slate["items"]:
         assert sum(reason["weight"] for reason in item["reasons"]) == pytest.approx(item["score"])
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"user_id": "u0", "k": 3, "explain": True},
+        {"history": ["1", "ghost"], "k": 2.0, "deny": ["3"], "diversity": 1},
+        {"query": "yellow submarine", "explore": 0.5, "at": 9},
+        {"k": 501},
+        {"user_id": None, "extra": 1},
+        [],
+    ],
+)
+def test_the_short_way_past_the_framework_answers_as_the_framework_does(client: httpx.Client, body: object) -> None:
+    short, thorough = (
+        client.post(ASK, content=json.dumps(body), headers={"content-type": f"application/json{more}"})
+        for more in ("", "; charset=utf-8")
+    )
+    assert (short.status_code, short.json()) == (thorough.status_code, thorough.json())
+    assert short.headers["content-type"] == thorough.headers["content-type"]
 
 
 def test_an_empty_question_is_answered_with_what_is_popular(client: httpx.Client) -> None:
@@ -163,6 +184,21 @@ def test_a_long_query_is_answered(client: httpx.Client) -> None:
 def test_k_in_the_address_is_checked(client: httpx.Client, k: str) -> None:
     for path in ("/v1/users/u0/recommendations", "/v1/items/1/similar"):
         check_problem(client.get(path, params={"k": k}), 422, "invalid")
+
+
+@pytest.mark.parametrize("raw", [b"FROB / HTTP/1.1\r\nHost: localhost\r\n\r\n", b"\x16\x03\x01\r\n\r\n"])
+def test_what_is_no_http_is_answered_as_a_problem_too(service: str, raw: bytes) -> None:
+    host, port = service.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=30) as sent:
+        sent.sendall(raw)
+        answer = b"".join(iter(lambda: sent.recv(4096), b""))
+    head, _, body = answer.partition(b"\r\n\r\n")
+    lines = head.decode().lower().split("\r\n")
+    assert lines[0] == "http/1.1 400 bad request"
+    assert "content-type: application/problem+json" in lines
+    assert f"content-length: {len(body)}" in lines
+    found = json.loads(body)
+    assert (found["status"], found["type"]) == (400, "urn:anabranch:problem:malformed")
 
 
 def test_paths_and_methods_that_are_not_there(client: httpx.Client) -> None:

@@ -75,8 +75,8 @@ def a_bundle(seed: int, *, text_columns: int = TEXTS, repeats: bool = False) -> 
 
 
 def asked_of(bundle: Bundle, history: np.ndarray, user: str | None = None) -> Asked:
-    seen = np.concatenate([bundle.seen_by(user).astype(np.int64), history])
-    return Asked(history, len(history), seen, bundle.habit_of(user), history)
+    seen = np.concatenate([bundle.person(user).seen.astype(np.int64), history])
+    return Asked(history, len(history), seen, bundle.habit_of(bundle.person(user)), history)
 
 
 CASES = [(columns, repeats) for columns in (0, TEXTS) for repeats in (False, True)]

@@ -30,18 +30,17 @@ def test_without_a_model(tmp_path: Path) -> None:
 def test_without_a_snapshot_nobody_is_known(store: Registry, tmp_path: Path) -> None:
     bundle = load_bundle(store, snapshots=tmp_path / "nothing")
     assert bundle.stream is None
-    assert bundle.history_of("u0") is None
+    assert not bundle.person("u0").known
     assert not bundle.counts.any()
 
 
 def test_users_have_their_history_and_their_seen_items(bundle: Bundle) -> None:
-    history = bundle.history_of("u1")
-    assert history is not None
+    history = bundle.person("u1").history
     assert history.tolist() == [1, 3, 5, 7]
-    assert bundle.seen_by("u1").tolist() == [1, 3, 5, 7]
-    assert bundle.history_of("nobody") is None
-    assert bundle.history_of(None) is None
-    assert not len(bundle.seen_by("nobody"))
+    assert bundle.person("u1").seen.tolist() == [1, 3, 5, 7]
+    assert not bundle.person("nobody").known
+    assert not bundle.person(None).known
+    assert not len(bundle.person("nobody").seen)
 
 
 @pytest.mark.parametrize(

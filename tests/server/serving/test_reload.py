@@ -108,7 +108,7 @@ def test_a_new_snapshot_is_taken_up_alone(store: Registry) -> None:
     publish_stream(store.root, "s2", board_snapshot(store.catalogue, users=10))
     assert source.refresh()
     assert source.bundle().model is model
-    assert source.bundle().history_of("u9") is not None
+    assert source.bundle().person("u9").known
 
 
 def flip(path: Path) -> None:
@@ -135,7 +135,7 @@ def test_a_damaged_version_is_logged_and_the_old_one_stays(store: Registry, capl
     publish_stream(store.root, "s2", board_snapshot(store.catalogue, users=10))
     assert source.refresh()
     assert source.bundle().version == "v000001"
-    assert source.bundle().history_of("u9") is not None
+    assert source.bundle().person("u9").known
     # once it is mended it is taken up after a while, without a restart
     flip(damaged)
     assert not source.refresh()
@@ -153,8 +153,8 @@ def test_a_damaged_snapshot_leaves_the_old_one(store: Registry, caplog: pytest.L
     with caplog.at_level(logging.WARNING):
         assert source.refresh()
     assert source.bundle().version == "v000002"
-    assert source.bundle().history_of("u9") is None
-    assert source.bundle().history_of("u7") is not None
+    assert not source.bundle().person("u9").known
+    assert source.bundle().person("u7").known
     assert "snapshot s2 is not taken up, s1 stays" in caplog.messages[0]
 
 

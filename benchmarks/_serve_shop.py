@@ -1,0 +1,203 @@
+"""What the benchmark of the service serves: a store, the topic's first clicks, the program, its learner, swaps."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from common.encoder.adapter import TextEncoder, initial_adapter
+from common.encoder.spec import EncoderSpec
+from common.events import Interaction
+from common.items import Catalogue, Item
+from common.manifests import Manifest
+from common.store import pack_arrays
+from server.registry import Registry, StoreInfo
+from server.serving.bundle import ADAPTER_FILE, VECTORS_FILE, VECTORS_TENSOR
+from stream.connect import open_log
+from stream.producer import produce
+
+PROCESSES, FACTORS, USERS, FIRST_CLICKS = 2, 64, 2_000, 20_000
+EVENTS_A_SECOND, SWAP_EVERY_S = 2_000, 2.0
+WORDS = (
+    "night sea love war city space train garden ghost king dark summer music island river star snow road life".split()
+)
+TICK = os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True, slots=True)
+class Shop:
+    """A store, its topic's first clicks, and where both are."""
+
+    root: Path
+    items: int
+    servers: str
+    topic: str
+    users: np.ndarray
+    liked: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """A running service: where it answers, and its processes by role."""
+
+    url: str
+    pids: Mapping[str, int]
+
+    @property
+    def ask(self) -> str:
+        """Where questions go."""
+        return f"{self.url}/v1/recommendations"
+
+    def cpu_s(self) -> dict[str, float]:
+        """Return the processor seconds of the processes that answer, together, and of each that reads for them."""
+        used = dict.fromkeys(("servers", "loader", "tail"), 0.0)
+        for role, pid in self.pids.items():
+            ticks = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+            used[role if role in used else "servers"] += sum(map(int, ticks)) / TICK
+        return used
+
+    def megabytes(self) -> dict[str, float]:
+        """Return resident megabytes by role, what processes share counted once among them."""
+        return {role: _proportional(pid) for role, pid in self.pids.items()}
+
+
+def _proportional(pid: int) -> float:
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return round(next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1e3, 1)
+
+
+def a_store(root: Path, items: int) -> Registry:
+    """Make a store of two versions."""
+    spec = EncoderSpec.default()
+    encoder = TextEncoder.load(spec)
+    shapes = {name: tensor.shape for name, tensor in encoder.adapter().items()}
+    catalogue = Catalogue(
+        Item(f"item {row}", f"Title {row}", " ".join(WORDS[(row + step) % len(WORDS)] for step in range(5)))
+        for row in range(items)
+    )
+    registry = Registry.create(root, StoreInfo(spec.name, encoder.sha256, "benchmark", 1), catalogue)
+    for number in (1, 2):
+        vectors = np.random.default_rng(number).standard_normal((items, encoder.dimension)).astype(np.float32)
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        files = {
+            "adapter/adapter_config.json": json.dumps({"peft_type": "LORA"}).encode(),
+            ADAPTER_FILE: pack_arrays(initial_adapter(shapes, number)),
+            VECTORS_FILE: pack_arrays({VECTORS_TENSOR: vectors}),
+        }
+        made = Manifest("adapter", f"v{number:06d}", (), number, base_encoder=spec.name, base_sha256=encoder.sha256)
+        registry.publish(files, made)
+    registry.point("current", "v000001")
+    return registry
+
+
+def click(number: int, items: int, rng: np.random.Generator) -> Interaction:
+    """Return a click; few items have many."""
+    user, item = int(rng.integers(USERS)), int(items * rng.beta(0.6, 4.0))
+    return Interaction(f"event-{number}", f"user {user}", f"item {item}", "click", ts=1_700_000_000_000 + number)
+
+
+def a_shop(root: Path, items: int, servers: str) -> Shop:
+    """Make the store, send the first clicks, and let the learner learn them."""
+    topic, rng = f"clicks-{items}", np.random.default_rng(0)
+    a_store(root, items)
+    first = [click(number, items, rng) for number in range(FIRST_CLICKS)]
+    produce(first, log=open_log(servers), topic=topic)
+    subprocess.run(
+        [*_learn(root, servers, topic), "--until-events", str(FIRST_CLICKS)], check=True, capture_output=True
+    )
+    pairs = np.array([(int(each.user_id.split()[1]), int(each.item_id.split()[1])) for each in first])
+    return Shop(root, items, servers, topic, pairs[:, 0], pairs[:, 1])
+
+
+def anabranch(*words: str) -> list[str]:
+    return [sys.executable, "-m", "anabranch.cli", *words]
+
+
+def _learn(root: Path, servers: str, topic: str) -> list[str]:
+    where = ["--store", str(root), "--bootstrap-servers", servers, "--topic", topic]
+    return anabranch("stream", "learn", *where, "--evaluate-every", "0", "--checkpoint-every", "10000", "--json")
+
+
+@contextmanager
+def serving(shop: Shop) -> Iterator[Service]:
+    """Run the service."""
+    options = [
+        "--store",
+        str(shop.root),
+        "--port",
+        "0",
+        "--processes",
+        str(PROCESSES),
+        "--reload-every",
+        "0.2",
+        "--json",
+    ]
+    where = ["--bootstrap-servers", shop.servers, "--topic", shop.topic]
+    with subprocess.Popen(anabranch("serve", *options, *where), stdout=subprocess.PIPE, text=True) as parent:
+        try:
+            assert parent.stdout is not None
+            told = json.loads(parent.stdout.readline())
+            yield Service(told["url"], told["processes"])
+        finally:
+            parent.terminate()
+            parent.wait(30)
+
+
+@contextmanager
+def learning(shop: Shop) -> Iterator[dict[str, float]]:
+    """Send clicks at a constant rate, and learn them, while the block runs; afterwards what is given tells how many."""
+    over, told = threading.Event(), dict[str, float]()
+    begun = time.monotonic()
+
+    def clicks() -> Iterator[Interaction]:
+        rng, number = np.random.default_rng(1), 0
+        while not over.is_set():
+            yield click(FIRST_CLICKS + number, shop.items, rng)
+            number += 1
+            told["sent"] = number
+            ahead = number / EVENTS_A_SECOND - (time.monotonic() - begun)
+            if ahead > 0.02:
+                time.sleep(ahead)
+
+    sender = threading.Thread(target=lambda: produce(clicks(), log=open_log(shop.servers), topic=shop.topic))
+    worker = subprocess.Popen(
+        _learn(shop.root, shop.servers, shop.topic), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
+    sender.start()
+    try:
+        yield told
+    finally:
+        over.set()
+        sender.join()
+        seconds = time.monotonic() - begun
+        worker.terminate()
+        report = json.loads(worker.communicate(timeout=120)[0])
+        told["sent_a_second"] = round(told.pop("sent") / seconds, 1)
+        told["learned_a_second"] = round((report["events"] - report["resumed_from"]) / seconds, 1)
+
+
+@contextmanager
+def swapping(registry: Registry) -> Iterator[list[str]]:
+    """Move `current` to the other version again and again; gives the versions that it moved to."""
+    over, moved = threading.Event(), list[str]()
+
+    def swap() -> None:
+        while not over.wait(SWAP_EVERY_S):
+            moved.append(f"v{2 - (len(moved) % 2):06d}")
+            registry.point("current", moved[-1])
+
+    thread = threading.Thread(target=swap)
+    thread.start()
+    try:
+        yield moved
+    finally:
+        over.set()
+        thread.join()
