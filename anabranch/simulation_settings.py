@@ -121,7 +121,9 @@ class SimulationSettings:
             raise UnknownName("strategy", self.strategy, list(STRATEGIES))
         if self.clients < 1 or not 1 <= self.cohort <= self.clients:
             raise InvalidSetting(
-                f"a cohort of {self.cohort} out of {self.clients} clients", expected="1 <= cohort <= clients"
+                f"a cohort of {self.cohort} out of {self.clients} clients",
+                expected="1 <= cohort <= clients",
+                mend="ask for fewer with --cohort, or for more --clients",
             )
         if not 0 <= self.since < self.until <= 1:
             raise InvalidSetting(

@@ -105,6 +105,7 @@ class Node:
                 f"request for base weights {request.encoder_sha256[:12]}",
                 expected=encoder.sha256[:12],
                 consequence="the node does not train",
+                mend="name one encoder in the node's configuration and in the run's settings",
             )
         if secret_sum is not None and request.uplink != "float32":
             raise InvalidSetting(
