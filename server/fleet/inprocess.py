@@ -32,6 +32,10 @@ SERVER_NODE = 1
 FIRST_NODE = 2
 STOP_S = 5.0
 WAIT_S = 0.25
+QUICK_S = 0.02
+"""A worker with jobs as short as this is handed one ahead, or it would wait as long as it works."""
+READY_BYTES = 32_768
+"""The longest task to be handed ahead: it lies in the socket, which must take it without anybody reading."""
 KEPT = 8
 """Small records that are kept as they were written out."""
 _Record = ArrayRecord | ConfigRecord | MetricRecord
@@ -56,9 +60,14 @@ class _Worker:
 
     process: subprocess.Popen[bytes]
     link: Connection
-    job: _Job | None = field(default=None)
+    jobs: deque[_Job] = field(default_factory=deque)
+    """What it works on, and then the one that lies ready for it."""
     arrays: "_Arrays | None" = None
     """The array records that it holds."""
+    began: float = 0.0
+    """Monotonic seconds when it took up what it works on."""
+    quick: bool = False
+    """Whether its last job took less than `QUICK_S`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +154,7 @@ class InProcessGrid(Grid):
         for worker in self._workers:
             worker.link.close()
         for worker in self._workers:
-            if worker.job is not None:
+            if worker.jobs:
                 worker.process.kill()
             _end(worker.process)
         self._workers.clear()
@@ -225,12 +234,32 @@ class InProcessGrid(Grid):
 
     def _dispatch(self) -> None:
         for worker in self._workers:
-            if worker.job is None and self._queue:
-                worker.job = self._queue.popleft()
-                try:
-                    worker.link.send_bytes(self._written(worker, worker.job.message))
-                except (BrokenPipeError, ConnectionResetError):
-                    self._replace(worker)
+            if not worker.jobs and self._queue:
+                worker.began = time.monotonic()
+                self._hand(worker, self._queue.popleft())
+        for worker in self._workers:
+            # no more than the others leave: who is slower than it was must not keep a job from them
+            if worker.quick and len(worker.jobs) == 1 and len(self._queue) >= len(self._workers):
+                self._hand_ahead(worker)
+
+    def _hand(self, worker: _Worker, job: _Job) -> None:
+        worker.jobs.append(job)
+        try:
+            worker.link.send_bytes(self._written(worker, job.message))
+        except (BrokenPipeError, ConnectionResetError):
+            self._replace(worker)
+
+    def _hand_ahead(self, worker: _Worker) -> None:
+        """Hand a busy worker its next job if it is small: a long one could fill the socket, and all would wait."""
+        message = self._queue[0].message
+        if worker.arrays is self._arrays and self._arrays.are_of(message):
+            if len(self._small_of(message)) <= READY_BYTES:
+                self._hand(worker, self._queue.popleft())
+
+    def _small_of(self, message: Message) -> bytes:
+        """Return all records of a message but its arrays, written out."""
+        others = [(name, record) for name, record in message.content.items() if name not in self._arrays.records]
+        return b"".join(self._small(name, record) for name, record in others)
 
     def _written(self, worker: _Worker, message: Message) -> bytes:
         """Return a task for a worker, with the arrays unless it holds them."""
@@ -239,8 +268,7 @@ class InProcessGrid(Grid):
             self._arrays = _Arrays(records, recorddict_to_proto(RecordDict({**records})).SerializeToString())
         known = worker.arrays is self._arrays
         worker.arrays = self._arrays
-        others = [(name, record) for name, record in message.content.items() if name not in self._arrays.records]
-        small = ProtoRecordDict.FromString(b"".join(self._small(name, record) for name, record in others))
+        small = ProtoRecordDict.FromString(self._small_of(message))
         proto = ProtoMessage(metadata=metadata_to_proto(message.metadata), content=small)
         config = self._configs[message.metadata.dst_node_id]
         return encode_task(Task(proto.SerializeToString(), config, None if known else self._arrays.raw))
@@ -248,7 +276,7 @@ class InProcessGrid(Grid):
     def _collect(self, timeout_s: float) -> None:
         self._give_up()
         self._dispatch()
-        busy = {worker.link: worker for worker in self._workers if worker.job is not None}
+        busy = {worker.link: worker for worker in self._workers if worker.jobs}
         answers: list[tuple[_Job, bytes]] = []
         for link in wait(list(busy), timeout_s):
             assert isinstance(link, Connection)  # noqa: S101  wait returns what it was given
@@ -258,9 +286,9 @@ class InProcessGrid(Grid):
             except (EOFError, OSError):  # OSError too: it may have died in the middle of an answer
                 self._replace(worker)
                 continue
-            assert worker.job is not None  # noqa: S101  only busy workers are read
-            answers.append((worker.job, raw))
-            worker.job = None
+            answers.append((worker.jobs.popleft(), raw))
+            now = time.monotonic()
+            worker.quick, worker.began = now - worker.began < QUICK_S, now
         self._dispatch()  # first of all, so that nobody waits while answers are read
         for job, raw in answers:
             self._done[job.message.metadata.message_id] = message_from_proto(ProtoMessage.FromString(raw))
@@ -272,17 +300,17 @@ class InProcessGrid(Grid):
             job = self._queue.popleft()
             self._done[job.message.metadata.message_id] = _error_reply(job, "expired before a worker was free")
         for worker in self._workers:
-            if worker.job is not None and worker.job.expires_at < now:
-                worker.job.retried = True
+            if worker.jobs and worker.jobs[0].expires_at < now:
+                worker.jobs[0].retried = True
                 worker.process.kill()
 
     def _replace(self, worker: _Worker) -> None:
         """Start another process for one that died, and give its job one more chance."""
         worker.link.close()
-        job, status = worker.job, _end(worker.process)
+        status = _end(worker.process)
         self._workers[self._workers.index(worker)] = self._start()
-        if job is None:
-            return
+        job, *ready = worker.jobs
+        self._queue.extendleft(reversed(ready))  # they had not begun
         if job.retried:
             reason = f"the worker process died twice (status {status})"
             self._done[job.message.metadata.message_id] = _error_reply(job, reason)

@@ -5,6 +5,7 @@ inherited end of a socket pair, and modules are loaded before the first message.
 it never outlives its parent.
 """
 
+import gc
 import importlib
 import os
 import select
@@ -88,6 +89,7 @@ def main() -> None:
     app, arrays = load_app(sys.argv[1]), RecordDict()
     for module in sys.argv[3:]:
         importlib.import_module(module)
+    gc.freeze()  # what is loaded stays: there is no need to look through it for garbage again and again
     with Connection(int(sys.argv[2])) as parent:
         while True:
             try:
