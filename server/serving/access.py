@@ -165,6 +165,9 @@ class Patience:
                 started = True
                 await send(message)
 
+        async def answer(app: ASGIApp) -> None:
+            await app(scope, receive, send)
+
         def refuse() -> None:
             nonlocal late, refusal
             if started:
@@ -174,7 +177,7 @@ class Patience:
                 f"no answer within {self._limits.timeout_s:g} seconds; to mend it: ask again later, or for less at once"
             )
             # what is still being sent is not waited for, so the connection cannot be used again
-            refusal = loop.create_task(_busy("timeout", detail, Connection="close")(scope, receive, send))
+            refusal = loop.create_task(answer(_busy("timeout", detail, Connection="close")))
 
         # a thread cannot be stopped, so the work is left to end by itself while the caller has an answer
         timer = loop.call_later(self._limits.timeout_s, refuse)

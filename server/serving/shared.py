@@ -156,7 +156,8 @@ def _manifest(folder: Path, name: str) -> Manifest:
 
 def _stream(manifest: Manifest, arrays: Mapping[str, np.ndarray], items: ItemTable) -> Stream:
     details = manifest.details
-    blend = read_blend(arrays, details["blend"], manifest.version) if "blend" in details else None
+    # whoever wrote the file has looked at it
+    blend = read_blend(arrays, details["blend"], manifest.version, checked=True) if "blend" in details else None
     snapshot = MFSnapshot(
         item_ids=items.ids,
         user_ids=ids_from(arrays, _USERS),
