@@ -144,6 +144,12 @@ class Federation:
         trust = ssl.create_default_context(cafile=self.superlink / "ca.pem")
         wait_until(lambda: answers(f"https://127.0.0.1:{self.port}/health", trust), START_S, self.log, process)
 
+    def start_missing(self) -> None:
+        """Start those SuperNodes that do not run."""
+        for home in self.nodes:
+            if home not in self._running:
+                self.start(home)
+
     def kill(self, home: Path) -> None:
         """Kill a process and all that it started; what they keep survives that."""
         process = self._running.pop(home)

@@ -78,3 +78,16 @@ def test_a_killed_supernode_costs_its_replies_alone(federation: Federation) -> N
     assert (first.replied, len(first.failed)) == (3, 0)
     assert [record.replied for record in later] == [2, 2]
     assert all(record.failed.keys() == {"3"} for record in later)  # numbers count from 2, in the order of the names
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_without_rounds_and_in_8_bits_the_nodes_answer_as_they_come(federation: Federation) -> None:
+    federation.start_missing()
+    federation.forget()
+    federation.run("buffered", mode='"async"', buffer=2, uplink='"int8"')
+    federation.wait_for_version("buffered")
+    history = federation.history("buffered")
+    assert [record.replied for record in history] == [len(record.staleness) for record in history] == [2, 2, 2]
+    assert all(record.moment is None for record in history)  # nobody simulates a clock here
+    assert all(record.reply_bytes < record.down_bytes / 4 for record in history)
