@@ -227,8 +227,9 @@ def warmed(queries: QueryTexts, source: BundleSource) -> Iterator[None]:
 
 
 def _answer_once(bundle: Bundle) -> None:
-    """Bring a bundle into memory."""
-    recommend(bundle, Question(k=1), None, "")
+    """Bring a bundle into memory: a question with a text reads the rows of all items, and their texts' vectors."""
+    if len(bundle.items):
+        recommend(bundle, Question(query="any", k=1), bundle.model.item_vectors[0], "")
 
 
 def _offsets_of(source: BundleSource) -> Mapping[str, Mapping[str, int]]:

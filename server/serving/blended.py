@@ -266,12 +266,13 @@ def blended(bundle: Bundle, stream: Stream, blend: BlendMembers, asked: Asked, q
     quick[again[0]] += asked.habit
     if query is not None:
         share = _beside_query(quick[shown], bool(len(asked.history)))
-        asking = _Raw.dense(bundle.model.item_vectors @ query)
+        alike = bundle.model.item_vectors @ query
+        asking = _Raw.dense(alike)
         placed = [replace(each, coefficient=each.coefficient * share) for each in placed]
         again = again[0], again[1] * share
         wanted = _Placed("query", asking, *asking.over(without, len(shown)), QUERY_WEIGHT)
         quick *= share
-        quick += (QUERY_WEIGHT / wanted.spread) * asking.at(np.arange(len(shown)))
+        quick += np.float32(QUERY_WEIGHT / wanted.spread) * alike
         placed.insert(0, wanted)
     return Blended(quick, placed, again, shown)
 
