@@ -140,6 +140,7 @@ class StreamWorker(Worker):
         self._source.assign({number: stored.get(number) for number in info.partitions}, epochs)
         self._assigned = len(info.partitions)
         self._meter.assigned(self._assigned)
+        self._last_record = time.monotonic()  # idle is who reads and gets nothing, not who waits for a slow broker
 
     def _offsets(self) -> dict[int, int]:
         return self.state.offsets.get(self.settings.topic, {})
@@ -208,7 +209,6 @@ class StreamWorker(Worker):
         """Go over to a topic that took the place of the one that was read, or refuse to."""
         self._identify(info)
         self._assign(info)
-        self._last_record = time.monotonic()
 
     def _same(self, info: TopicInfo) -> None:
         if len(info.partitions) != self._assigned:

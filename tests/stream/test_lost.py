@@ -316,10 +316,10 @@ def test_a_broker_killed_while_events_flow_and_one_restored_from_a_copy(topic: s
         shutil.copytree(tmp_path / "copy", tmp_path / "kafka" / "node")
         node.start()
         with pytest.raises(OffsetLost, match=r"offset 60 .it has 0 to 30.*the log was cut"):
-            learn_kafka(node.servers, topic, tmp_path / "store", idle_timeout_s=5)
+            learn_kafka(node.servers, topic, tmp_path / "store", idle_timeout_s=60)
         put(node.servers, topic, [*RECORDS[50:], encode_event(Interaction("new", "user-1", "item-1", "click", 61_000))])
         last = learn_kafka(
-            node.servers, topic, tmp_path / "store", idle_timeout_s=3, on_lost_offset="earliest", dedup_window=1000
+            node.servers, topic, tmp_path / "store", until_events=101, on_lost_offset="earliest", dedup_window=1000
         )
     assert last.duplicates_skipped == 40
     assert (last.learned - report.learned, last.offsets) == (1, {topic: {"0": 41}})
@@ -350,7 +350,7 @@ def test_a_log_on_kafka_that_lost_its_end_and_grew_again(topic: str, tmp_path: P
         node.start()
         put(node.servers, topic, others)
         with pytest.raises(OffsetLost, match=r"offset 60 .it has 0 to 70, written anew from 30.*the log was cut"):
-            learn_kafka(node.servers, topic, tmp_path / "store", idle_timeout_s=5, **options)
+            learn_kafka(node.servers, topic, tmp_path / "store", idle_timeout_s=60, **options)
         report = learn_kafka(
             node.servers, topic, tmp_path / "store", until_events=100, on_lost_offset="earliest", **options
         )
