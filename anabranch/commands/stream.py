@@ -185,11 +185,14 @@ def _work(
 ) -> "LearnReport":
     """Run one worker until it ends, watched where a port is given."""
     from anabranch.item_texts import NewestTexts
+    from common.errors import InvalidSetting
     from stream.consumer import StreamWorker
     from stream.group_worker import GroupWorker
     from stream.learner.blend import Blend
     from stream.metrics import WorkerMetrics
 
+    if settings.member is not None and not scale_out:
+        raise InvalidSetting("--member without --scale-out", expected="both: a lone worker is in no group")
     store = settings.store
     texts = NewestTexts(store, out.note) if from_catalogue and isinstance(fresh, Blend) else lambda: None
     metrics = None if metrics_port is None else WorkerMetrics()

@@ -71,6 +71,7 @@ class Sharing:
             raise InvalidSetting(
                 f"a {type(blank).__name__} that keeps {', '.join(unknown)}",
                 expected="one whose items can be shared: without a time to live, a threshold for new items or values",
+                mend="let one worker learn it, without --scale-out",
             )
 
     # --- adding up ------------------------------------------------------------------------------------------------

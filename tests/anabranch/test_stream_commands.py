@@ -276,3 +276,7 @@ def test_what_cannot_be_shared_is_refused(tmp_path: Path) -> None:
     for options in (["--learner", "pointwise"], ["--ttl-days", "3"], ["--admit-at", "2"]):
         with pytest.raises(InvalidSetting, match="can be shared"):
             run("stream", "learn", "--store", str(tmp_path), "--scale-out", *options)
+    with pytest.raises(InvalidSetting, match="member 'no name'"):
+        run("stream", "learn", "--store", str(tmp_path), "--scale-out", "--member", "no name")
+    with pytest.raises(InvalidSetting, match="--member without --scale-out"):
+        run("stream", "learn", "--store", str(tmp_path), "--member", "one")
