@@ -179,7 +179,9 @@ def learning(shop: Shop) -> Iterator[dict[str, float]]:
         sender.join()
         seconds = time.monotonic() - begun
         worker.terminate()
-        report = json.loads(worker.communicate(timeout=120)[0])
+        said = worker.communicate(timeout=120)[0]
+        # on a machine that is too busy it may be stopped before it has begun, and has learned nothing then
+        report = json.loads(said) if said else {"events": 0, "resumed_from": 0}
         told["sent_a_second"] = round(told.pop("sent") / seconds, 1)
         told["learned_a_second"] = round((report["events"] - report["resumed_from"]) / seconds, 1)
 
