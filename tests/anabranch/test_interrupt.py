@@ -6,12 +6,21 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 DATA = "synthetic:users=60,items=80,events=2000"
 WAIT_S = 120.0
+
+
+@pytest.fixture
+def _heard() -> Iterator[None]:
+    """Let Ctrl-C be heard: a shell has what it runs in the background ignore it, and so would what that starts."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def _command(store: Path, *more: str) -> list[str]:
@@ -32,6 +41,7 @@ def _children(parent: int) -> set[int]:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("_heard")
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds the workers by /proc")
 def test_ctrl_c_leaves_a_store_that_goes_on(tmp_path: Path) -> None:
     store, said = tmp_path / "store", tmp_path / "said"
