@@ -1,11 +1,12 @@
 """Claim: a simulated round costs little beside the training, and no more memory with more clients.
 
 The step of each client is nothing (`_trivial.py`: zeros for the adapter of the default encoder), so a round is all
-overhead: it is what a round takes beyond training, and per client that divided by the clients. Three ways to run the
-same round take turns, so that a slow spell of the machine meets each:
+overhead: it is what a round takes beyond training, and per client that divided by the clients. Ways to run the same
+round take turns, so that a slow spell of the machine meets each:
 
 - in process: our worker processes, real ClientApp, real Flower Messages, one worker a core;
 - Ray: Flower's own simulation of the same ClientApp, one CPU a client, where the extra `ray` is installed;
+- pfl: pfl-research's simulated backend, which has no apps and no messages, where it is installed;
 - plain: FedAvg as a loop over clients in this process, without apps, messages or processes: what nothing can beat.
 
 Wanted: in process at least 10 times less overhead than Ray at 100 clients; 1,000 clients in at most 2 seconds on two
@@ -108,6 +109,11 @@ def compare(ours: InProcessGrid) -> dict[str, list[float]]:
         "in process": lambda: one_round(fleet, FEW),
         "plain": lambda: plain_round(FEW),
     }
+    if importlib.util.find_spec("pfl") is not None:
+        from _pfl_peer import PflRounds
+
+        base = adapter()
+        rounds["pfl"] = PflRounds(FEW, {name: base[name].shape for name in request(base).trained})
     if importlib.util.find_spec("ray") is None:
         return take_turns(rounds)
     from _trivial import app as trivial
@@ -197,7 +203,9 @@ def main() -> None:
         "target_peak_growth": 1.1,
         "peak_growth": round(total[1] / total[0], 3),
     }
-    path = write_result("fleet", figures, ("flwr", "numpy", *(["ray"] if ratio is not None else [])))
+    path = write_result(
+        "fleet", figures, ("flwr", "numpy", *(name for name in ("ray", "pfl") if importlib.util.find_spec(name)))
+    )
     print(
         f"{FEW} clients: in process {np.median(times['in process']):.2f} s a round, "
         + (f"Ray {figures['ratio_to_ray']} times as long; " if ratio is not None else "Ray is not installed; ")
