@@ -39,8 +39,10 @@ def test_one_that_needs_long_to_give_up_a_partition_is_waited_for(kafka: str, to
     try:
         poll_until(lambda: len(slow.owned) == 4, one)
         other = log.member(topic, "group", quick, session_s=SESSION_S)
-        threading.Thread(target=lambda: poll_until(lambda: len(quick.owned) == 2, other)).start()
+        polling = threading.Thread(target=lambda: poll_until(lambda: len(quick.owned) == 2, other))
+        polling.start()
         poll_until(lambda: len(quick.owned) == 2, one)
+        polling.join(60)  # it is closed only when nobody polls it any more
         other.close()
         poll_until(lambda: len(slow.owned) == 4, one)
     finally:
