@@ -55,16 +55,16 @@ def decode_update(content: RecordDict) -> AdapterUpdate:
         if "sigmas" in public:
             columns = (public["sigmas"], public["rates"], public["counts"])
             steps = tuple(zip(*columns, strict=True))  # type: ignore[arg-type]  # checked by the values below
-            privacy = PrivacySpend(public["unit"], float(public["delta"]), steps)  # type: ignore[arg-type]
-        metrics = {key: float(value) for key, value in content.metric_records["metrics"].items()}  # type: ignore[arg-type]
+            privacy = PrivacySpend(public["unit"], float(public["delta"]), steps)  # type: ignore[arg-type]  # a union
+        metrics = {key: float(value) for key, value in content.metric_records["metrics"].items()}  # type: ignore[arg-type]  # a union
         meta = UpdateMeta(
             client=str(public["client"]),
             base_version=str(public["base_version"]),
             strategy=str(public["strategy"]),
-            round=int(public["round"]),  # type: ignore[arg-type]
-            examples=float(public["examples"]),  # type: ignore[arg-type]
+            round=int(public["round"]),  # type: ignore[arg-type]  # a union
+            examples=float(public["examples"]),  # type: ignore[arg-type]  # a union
             privacy=privacy,
-            epsilon=float(public["epsilon"]) if privacy else None,  # type: ignore[arg-type]
+            epsilon=float(public["epsilon"]) if privacy else None,  # type: ignore[arg-type]  # a union
             metrics=metrics,
         )
     except (KeyError, TypeError, ValueError, OverflowError, ArtifactCorrupt) as error:

@@ -44,7 +44,7 @@ def by_record(bench: Bench, names: tuple[str, ...], records: list[Record], chunk
         found = {}
         for name, parameter in bench.encoder.trainable(names).items():
             found[name] = parameter.grad_sample.clone()  # type: ignore[attr-defined]  # opacus sets it
-            parameter.grad_sample = None  # type: ignore[attr-defined]
+            parameter.grad_sample = None  # type: ignore[attr-defined]  # Opacus sets it
             parameter.grad = None
     return found
 

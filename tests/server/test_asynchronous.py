@@ -200,7 +200,7 @@ def test_stopped_in_the_middle_of_a_version_it_ends_the_same(tmp_path: Path) -> 
         def train(self, *args: object, **named: object) -> Iterator[Reply]:
             if len(self.asked) == 9:
                 raise KeyboardInterrupt
-            yield from super().train(*args, **named)  # type: ignore[arg-type]
+            yield from super().train(*args, **named)  # type: ignore[arg-type]  # handed on
 
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "stopped", async_plan(), Interrupted(5))

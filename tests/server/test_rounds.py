@@ -110,7 +110,7 @@ def test_stopped_in_the_middle_of_a_round_it_ends_the_same(tmp_path: Path) -> No
 
     class Interrupted(MemoryFleet):
         def train(self, *args: object, **named: object) -> Iterator[object]:  # type: ignore[override]  # handed on
-            for number, reply in enumerate(super().train(*args, **named)):  # type: ignore[arg-type]
+            for number, reply in enumerate(super().train(*args, **named)):  # type: ignore[arg-type]  # handed on
                 if len(self.asked) > 7 and number == 1:
                     raise KeyboardInterrupt
                 yield reply
@@ -327,7 +327,7 @@ def last_record(state: RunState, number: int) -> RoundRecord:
 def test_a_bad_reply_is_quarantined_and_costs_only_itself(tmp_path: Path, behaviour: object, reason: str) -> None:
     node = cohort(2)[0]
     plan = plan_of(rounds=2)
-    with_bad = run(tmp_path / "bad", plan, MemoryFleet(4, {(2, node): behaviour}))  # type: ignore[dict-item]
+    with_bad = run(tmp_path / "bad", plan, MemoryFleet(4, {(2, node): behaviour}))  # type: ignore[dict-item]  # by name
     without = run(tmp_path / "silent", plan, MemoryFleet(4, {(2, node): silent}))
     record = last_record(with_bad, 2)
     (quarantined,) = record.quarantined

@@ -137,7 +137,7 @@ def test_a_request_in_the_usual_bits_keeps_the_name_that_it_had() -> None:
 def test_what_travelled_is_told_by_round_and_client(tmp_path: Path) -> None:
     class Counted(MemoryFleet):
         def train(self, *args: object, **named: object):  # type: ignore[no-untyped-def]  # handed on
-            for reply in super().train(*args, **named):  # type: ignore[arg-type]
+            for reply in super().train(*args, **named):  # type: ignore[arg-type]  # handed on
                 yield replace(reply, received_bytes=100, sent_bytes=250)
 
     state = run(tmp_path, plan_of(rounds=2), Counted(4))

@@ -146,7 +146,7 @@ def test_what_was_not_acknowledged_is_not_noted(tmp_path: Path, monkeypatch: pyt
     def failing(self: MemorySink, *arguments: object, **options: object) -> object:
         left[0] -= 1
         log.reachable = left[0] >= 0
-        return real(self, *arguments, **options)  # type: ignore[arg-type]
+        return real(self, *arguments, **options)  # type: ignore[arg-type]  # handed on
 
     monkeypatch.setattr(MemorySink, "send", failing)
     with pytest.raises(StreamError, match=r"8 of 20 records were not acknowledged.*12 are on clicks"):

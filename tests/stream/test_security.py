@@ -77,7 +77,7 @@ def test_the_faster_client_gets_the_same_settings(tmp_path: Path) -> None:
     }
     assert PLAIN.librdkafka_options() == {"security.protocol": "PLAINTEXT"}
     with pytest.raises(UnknownName, match="Kafka client"):
-        open_log("h:1", client="java")  # type: ignore[arg-type]
+        open_log("h:1", client="java")  # type: ignore[arg-type]  # wrong on purpose
 
 
 def test_secrets_show_themselves_nowhere(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ CATALOGUE = tuple(f"item-{number}" for number in range(30))
 
 def small_blend(**more: object) -> Blend:
     options: dict[str, object] = {"n_factors": 4, "negatives": 3, "window": 6, "places": 1024, "text_dimensions": 4}
-    return Blend(**{**options, **more}, seed=3)  # type: ignore[arg-type]
+    return Blend(**{**options, **more}, seed=3)  # type: ignore[arg-type]  # by name
 
 
 MAKERS: dict[str, Callable[[], ArrayRanker]] = {

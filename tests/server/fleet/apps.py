@@ -68,7 +68,7 @@ def _update(message: Message, config: dict[str, str]) -> RecordDict:
         "round": int(str(request["round"])),
         "examples": 4.0,
     }
-    records = RecordDict({"update": arrays, "meta": ConfigRecord(meta | _claim(config))})  # type: ignore[arg-type]
+    records = RecordDict({"update": arrays, "meta": ConfigRecord(meta | _claim(config))})  # type: ignore[arg-type]  # a union
     records["metrics"] = MetricRecord({"loss": 0.5})
     _spoil(records, config.get("spoil", ""))
     return records
