@@ -38,11 +38,11 @@ class Zeros(FederatedAlgorithm):
         self, *given: object, **more: object
     ) -> tuple[object, tuple[CentralContext, ...], Metrics]:
         """Refuse: rounds are asked for one by one here."""
-        raise NotImplementedError
+        raise NotImplementedError  # pfl's base class wants the method; nothing here calls it
 
     def process_aggregated_statistics(self, *given: object, **more: object) -> tuple[object, Metrics]:
         """Refuse: a round ends with the sum here, which no model takes up."""
-        raise NotImplementedError
+        raise NotImplementedError  # as above
 
 
 class PflRounds:

@@ -1,5 +1,7 @@
 """Flower Messages read back as replies: nothing of them is used that is not what it should be."""
 
+from typing import Any
+
 from flwr.app import Message, RecordDict
 
 from common.array_record import from_record, size_of
@@ -49,22 +51,24 @@ def decode_update(content: RecordDict) -> AdapterUpdate:
         When a record or field is missing or of the wrong type; nothing of the reply is used.
     """
     try:
-        public = dict(content.config_records["meta"])
+        # flwr's values are unions; what is not of the type that its field has is refused below
+        public: dict[str, Any] = dict(content.config_records["meta"])
+        measured: dict[str, Any] = dict(content.metric_records["metrics"])
         arrays = from_record(content.array_records["update"])
         privacy = None
         if "sigmas" in public:
             columns = (public["sigmas"], public["rates"], public["counts"])
-            steps = tuple(zip(*columns, strict=True))  # type: ignore[arg-type]  # checked by the values below
-            privacy = PrivacySpend(public["unit"], float(public["delta"]), steps)  # type: ignore[arg-type]  # a union
-        metrics = {key: float(value) for key, value in content.metric_records["metrics"].items()}  # type: ignore[arg-type]  # a union
+            steps = tuple(zip(*columns, strict=True))
+            privacy = PrivacySpend(public["unit"], float(public["delta"]), steps)
+        metrics = {key: float(value) for key, value in measured.items()}
         meta = UpdateMeta(
             client=str(public["client"]),
             base_version=str(public["base_version"]),
             strategy=str(public["strategy"]),
-            round=int(public["round"]),  # type: ignore[arg-type]  # a union
-            examples=float(public["examples"]),  # type: ignore[arg-type]  # a union
+            round=int(public["round"]),
+            examples=float(public["examples"]),
             privacy=privacy,
-            epsilon=float(public["epsilon"]) if privacy else None,  # type: ignore[arg-type]  # a union
+            epsilon=float(public["epsilon"]) if privacy else None,
             metrics=metrics,
         )
     except (KeyError, TypeError, ValueError, OverflowError, ArtifactCorrupt) as error:

@@ -60,7 +60,7 @@ class UserItemRows:
 
     def _params_json(self) -> bytes:
         """Return kind and parameters of the ranker, which a checkpoint of another one does not have."""
-        raise NotImplementedError
+        raise NotImplementedError  # each kind of ranker has its own
 
     def _start_item(self, row: int, item: str) -> None:
         """Fill in a new item's row."""
