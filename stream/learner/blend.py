@@ -22,6 +22,7 @@ from stream.learner.parts import PartRanker, check_counts, check_rates
 from stream.learner.popularity import PopularityPart
 from stream.learner.reservoir import Reservoir
 from stream.learner.retention import Retention
+from stream.learner.stride import stride_of
 from stream.learner.text import TextSpace, checked_vectors
 
 __all__ = ["BUCKETS", "MEMBERS", "START", "Blend"]
@@ -34,8 +35,6 @@ OPENING = (0.1, 0.1, 0.1, 0.1)
 """The same where a question opens a visit: habit has most to say. By hand, on the first 30,000 of online-retail."""
 OPENING_FOCUS = 0.0
 """q where a question opens a visit: there are few of these, and each is nearly hopeless at first."""
-MOST_WEIGHED = 8192
-"""With more items than this, weights are learned from every n-th event only: so an event costs no more than these."""
 TRIED = np.float32(0.7)
 """How much of a like counts, in what neighbours learn, an item that was tried and not liked; set once, by hand."""
 
@@ -374,8 +373,7 @@ class Blend(PartRanker):
 
     def _weight_rate(self, weight: float) -> float:
         """Return the rate at which the weights learn this event, 0 for not at all."""
-        stride = -(-self.n_items // MOST_WEIGHED)
-        return 0.0 if self._events % stride else float(self.weight_lr * min(weight, 1.0))
+        return 0.0 if self._events % stride_of(self.n_items) else float(self.weight_lr * min(weight, 1.0))
 
     def snapshot(self, offsets: Mapping[str, Mapping[str, int]]) -> MFSnapshot:
         """Return frozen copies of all members and weights, for serving.
