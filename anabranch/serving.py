@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from common.errors import AnabranchError, NoModel
 from common.recent import RecentEvents
 from server.serving.app import DEFAULT_LIMITS, App, create_app
-from server.serving.bundle import Bundle, BundleSource
+from server.serving.bundle import Bundle, BundleSource, in_8_bits
 from server.serving.keys import KeyFile
 from server.serving.limits import Limits
 from server.serving.query import QueryTexts
@@ -134,7 +134,7 @@ class Serving:
         keys = None if self.keys is None else KeyFile(self.keys)
         if keys is not None:
             keys.keys()  # a file that cannot be read shows now, not with the first request
-        source: PolledSource = ReloadingSource(self.store, self.reload_every)
+        source: PolledSource = ReloadingSource(self.store, self.reload_every, keep=in_8_bits)
         if shared is not None:
             source = MappedSource(shared.bundle, self.store, warm=_answer_once)
         with ExitStack() as stack:

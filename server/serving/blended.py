@@ -32,6 +32,7 @@ from server.serving.fusion import (
     text_interest,
     text_sum,
 )
+from server.serving.shortlist import Product, QuickScores
 
 KINDS: tuple[MemberKind, ...] = ("neighbours", "factors", "text", "popularity")
 """The blend's members, in the order of `common.blends.MEMBERS`; its content is the answer's text."""
@@ -39,6 +40,9 @@ QUERY_WEIGHT = 2.0
 SPREAD_BESIDE_QUERY = {False: 0.5, True: 1.0}
 """Of the blend beside a query's text, without and with a history; by hand, as `FusionTable`'s weights."""
 _LEAST_SPREAD = 1e-6
+_ENTRY_BITS = 31
+_COLUMNS: tuple[MemberKind, ...] = ("factors", "popularity")
+"""Whose biases, and whose scores, stand beside the item rows, in this order, in the snapshot's sums as well."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,9 +100,14 @@ class PairSum:
     history: np.ndarray
     n_items: int
 
-    def scores(self) -> np.ndarray:
-        """Return the sums, float64 [n]."""
-        return np.bincount(self.item, weights=self.amount, minlength=self.n_items)
+    def summed(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the items that get something, rising, int64, and what each gets, float64."""
+        # place and number as one whole number: sorted fast, and each item's amounts stay in their order
+        entry = np.arange(len(self.item))
+        order = np.sort((self.item.astype(np.int64) << _ENTRY_BITS) | entry) & ((1 << _ENTRY_BITS) - 1)
+        items = self.item[order].astype(np.int64)
+        first = np.flatnonzero(np.diff(items, prepend=-1))
+        return items[first], np.add.reduceat(self.amount[order], first) if len(first) else self.amount
 
     def above_average(self, chosen: np.ndarray, over: np.ndarray) -> np.ndarray:
         """Return what each item of the history adds to each chosen row above its average, float64 [c, h]."""
@@ -151,6 +160,17 @@ class _Raw:
         exact = scores.astype(np.float64, copy=False)
         return cls(float(exact.sum()), float(exact @ exact), lambda rows: exact[rows])
 
+    @classmethod
+    def sparse(cls, items: np.ndarray, scores: np.ndarray) -> "_Raw":
+        """Of some items' scores, float64; the others, of which there are some, have 0. The items rise."""
+
+        def at(rows: np.ndarray) -> np.ndarray:
+            place = np.minimum(np.searchsorted(items, rows), len(items) - 1)
+            found: np.ndarray = np.where(items[place] == rows, scores[place], 0.0)
+            return found
+
+        return cls(float(scores.sum()), float(scores @ scores), at)
+
     def over(self, without: np.ndarray, items: int) -> tuple[float, float]:
         """Return mean and spread over all items but a few rows; the spread is infinite where it says nothing."""
         count = items - len(without)
@@ -185,7 +205,7 @@ class Blended:
     Parameters
     ----------
     quick
-        float32 [n]: the scores, but for a constant and for rounding.
+        The scores, but for a constant and for rounding.
     placed
         The members.
     again
@@ -195,9 +215,13 @@ class Blended:
     """
 
     def __init__(
-        self, quick: np.ndarray, placed: list[_Placed], again: tuple[np.ndarray, np.ndarray], shown: np.ndarray
+        self, quick: QuickScores, placed: list[_Placed], again: tuple[np.ndarray, np.ndarray], shown: np.ndarray
     ) -> None:
         self.quick, self._placed, self._again, self._shown = quick, placed, again, shown
+
+    def shortlist(self, eligible: np.ndarray, wanted: int) -> np.ndarray:
+        """Return rows, rising, among which are the best eligible ones, as many as are wanted."""
+        return self.quick.shortlist(eligible, wanted)
 
     @property
     def kinds(self) -> tuple[MemberKind, ...]:
@@ -254,25 +278,27 @@ def blended(bundle: Bundle, stream: Stream, blend: BlendMembers, asked: Asked, q
     shown[without] = False
     sums = _history_sums(bundle, snapshot, blend, asked)
     factors, texts = _users(snapshot, blend, asked.history, sums)
-    dense = _dense(bundle, blend, asked, sums)
-    raws = _raws(stream, blend, factors, texts, dense)
+    pairs, likeness = _pair_sums(blend, asked, sums), _likeness(bundle, blend, asked)
+    raws = _raws(stream, blend, factors, texts, pairs, likeness)
     weights = blend.weights_of(asked.likes, opens=asked.opens)
     placed = [
         _Placed(kind, raw, *raw.over(without, len(shown)), float(weight), sums.get(kind))
         for kind, raw, weight in zip(KINDS, raws, weights, strict=True)
     ]
     again = asked.seen[: len(asked.habit)], asked.habit.astype(np.float64)
-    quick = _quick(snapshot, blend, placed, factors, texts, dense)
-    quick[again[0]] += asked.habit
+    quick = _quick(stream, blend, placed, factors, texts, pairs, likeness)
+    if len(again[0]):
+        quick = replace(quick, extras=(*quick.extras, (again[0], asked.habit)))
     if query is not None:
-        share = _beside_query(quick[shown], bool(len(asked.history)))
-        alike = bundle.model.item_vectors @ query
-        asking = _Raw.dense(alike)
+        share = _share(stream, quick, shown, known=bool(len(asked.history)))
+        alike = bundle.model.product(query)
+        sums_of_all = bundle.model.sums.of_product(query)
+        asking = _Raw(*sums_of_all, lambda rows: (alike.rows[rows] @ query).astype(np.float64))
         placed = [replace(each, coefficient=each.coefficient * share) for each in placed]
         again = again[0], again[1] * share
         wanted = _Placed("query", asking, *asking.over(without, len(shown)), QUERY_WEIGHT)
-        quick *= share
-        quick += np.float32(QUERY_WEIGHT / wanted.spread) * alike
+        quick = quick.times(share)
+        quick = replace(quick, products=(*quick.products, alike.times(np.float32(QUERY_WEIGHT / wanted.spread))))
         placed.insert(0, wanted)
     return Blended(quick, placed, again, shown)
 
@@ -306,18 +332,21 @@ def _history_sums(
     return sums
 
 
-def _dense(
-    bundle: Bundle, blend: BlendMembers, asked: Asked, sums: Mapping[MemberKind, HistorySum]
-) -> dict[MemberKind, np.ndarray]:
-    """Return the raw scores, [n], of the members that are no product with the snapshot's item rows."""
+def _pair_sums(
+    blend: BlendMembers, asked: Asked, sums: Mapping[MemberKind, HistorySum]
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return the items that neighbours say something of, and what, float64; None where there is no such item."""
     pairs = sums.get("neighbours") or pairs_of(blend, asked.tried, asked.history)
-    dense: dict[MemberKind, np.ndarray] = {}
-    if isinstance(pairs, PairSum) and len(pairs.item):
-        dense["neighbours"] = pairs.scores()
-    if len(asked.history) and not blend.text_columns:
-        vectors = bundle.model.item_vectors
-        dense["text"] = vectors @ text_interest(vectors, asked.history)[0].astype(np.float32)
-    return dense
+    return pairs.summed() if isinstance(pairs, PairSum) and len(pairs.item) else None
+
+
+def _likeness(bundle: Bundle, blend: BlendMembers, asked: Asked) -> np.ndarray | None:
+    """Return how like the history each item's text is, float32 [n]; None where the blend says that, or nobody."""
+    if not len(asked.history) or blend.text_columns:
+        return None
+    vectors = bundle.model.item_vectors
+    alike: np.ndarray = vectors @ text_interest(vectors, asked.history)[0].astype(np.float32)
+    return alike
 
 
 def _raws(
@@ -325,48 +354,52 @@ def _raws(
     blend: BlendMembers,
     factors: np.ndarray,
     texts: np.ndarray,
-    dense: Mapping[MemberKind, np.ndarray],
+    pairs: tuple[np.ndarray, np.ndarray] | None,
+    likeness: np.ndarray | None,
 ) -> tuple[_Raw, ...]:
     """Return the members' raw scores, in the order of `KINDS`."""
     snapshot, sums = stream.snapshot, stream.sums
     rows, bias, width = snapshot.item_factors, snapshot.item_bias, len(texts)
     by_factors = _Raw(
-        *sums.of_product(factors, biased=True),
+        *sums.of_product(factors, 1.0),
         lambda at: (bias[at] + rows[at] @ factors).astype(np.float64),
     )
-    by_text = _Raw.dense(dense["text"]) if "text" in dense else _NOTHING
+    by_text = _NOTHING if likeness is None else _Raw.dense(likeness)
     if width:
         padded = np.concatenate([np.zeros(rows.shape[1] - width, dtype=np.float32), texts])
         by_text = _Raw(*sums.of_product(padded), lambda at: (rows[at, -width:] @ texts).astype(np.float64))
-    by_neighbours = _Raw.dense(dense["neighbours"]) if "neighbours" in dense else _NOTHING
+    by_neighbours = _NOTHING if pairs is None else _Raw.sparse(*pairs)
     popular = blend.popularity
-    total, squares = sums.popularity
-    by_popularity = _Raw(float(total), float(squares), lambda at: popular[at].astype(np.float64))
+    nothing = np.zeros(rows.shape[1])
+    by_popularity = _Raw(*sums.of_product(nothing, 0.0, 1.0), lambda at: popular[at].astype(np.float64))
     return by_neighbours, by_factors, by_text, by_popularity
 
 
 def _quick(
-    snapshot: MFSnapshot,
+    stream: Stream,
     blend: BlendMembers,
     placed: list[_Placed],
     factors: np.ndarray,
     texts: np.ndarray,
-    dense: Mapping[MemberKind, np.ndarray],
-) -> np.ndarray:
-    """Return the scores of all items, but for a constant, in one pass over their rows, float32 [n]."""
+    pairs: tuple[np.ndarray, np.ndarray] | None,
+    likeness: np.ndarray | None,
+) -> QuickScores:
+    """Return the scores of all items, but for a constant, as one pass over their rows gives them."""
+    snapshot = stream.snapshot
     scale = {each.kind: np.float32(each.coefficient / each.spread) for each in placed}
     weights = scale["factors"] * factors
     if len(texts):
         weights[-len(texts) :] += scale["text"] * texts
-    quick: np.ndarray = snapshot.item_factors @ weights
-    quick += scale["factors"] * snapshot.item_bias
-    quick += scale["popularity"] * blend.popularity
-    for kind, scores in dense.items():
-        quick += scale[kind] * scores
-    return quick
+    held = {"factors": snapshot.item_bias, "popularity": blend.popularity}
+    columns = [(held[kind], scale[kind]) for kind in _COLUMNS]
+    if likeness is not None:
+        columns.append((likeness, scale["text"]))
+    extras = () if pairs is None else ((pairs[0], scale["neighbours"] * pairs[1].astype(np.float32)),)
+    return QuickScores((Product(snapshot.item_factors, weights, stream.coarse),), tuple(columns), extras)
 
 
-def _beside_query(shown: np.ndarray, known: bool) -> float:
+def _share(stream: Stream, quick: QuickScores, shown: np.ndarray, *, known: bool) -> float:
     """Return the factor that brings the blend's scores to their spread beside a query."""
-    spread = float(shown.std()) if len(shown) else 0.0
+    summed = len(quick.columns) == len(_COLUMNS)
+    spread = quick.spread(stream.sums, shown) if summed else float(quick.of_all()[shown].std())
     return SPREAD_BESIDE_QUERY[known] / spread if spread > _LEAST_SPREAD else 0.0

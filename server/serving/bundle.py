@@ -14,6 +14,8 @@ from common.manifests import Manifest
 from common.snapshots import MFSnapshot, read_snapshot
 from common.store import verify_folder
 from server.registry import CURRENT, Registry
+from server.serving.coarse import CoarseRows, coarse_of
+from server.serving.shortlist import Product
 from server.serving.sums import ItemSums
 from server.serving.tables import IdTable, ItemTable
 
@@ -36,11 +38,33 @@ class Model:
         Tensors of the PEFT file.
     item_vectors
         float32 [n, d], unit rows, computed with this very adapter.
+    given
+        The sums, where they are there already.
+    coarse
+        The vectors in 8 bits, where a service has them.
+    sums
+        Of the vectors.
     """
 
     manifest: Manifest
     adapter: Mapping[str, np.ndarray]
     item_vectors: np.ndarray
+    given: InitVar[ItemSums | None] = None
+    coarse: CoarseRows | None = None
+    sums: ItemSums = field(init=False)
+
+    def __post_init__(self, given: ItemSums | None) -> None:
+        # object.__setattr__: derived from a frozen field, once
+        object.__setattr__(self, "sums", given or ItemSums.of(self.item_vectors))
+
+    def product(self, vector: np.ndarray) -> Product:
+        """Return all items' likeness to a unit vector, float32 [d]."""
+        return Product(self.item_vectors, vector, self.coarse)
+
+    def in_8_bits(self) -> "Model":
+        """Return the model with its vectors in 8 bits beside them, where there are many."""
+        coarse = self.coarse or coarse_of(self.item_vectors)
+        return self if coarse is self.coarse else replace(self, given=self.sums, coarse=coarse)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,14 +80,17 @@ class Stream:
     users
         Its `user_ids`, found by id.
     sums
-        Of its item arrays.
+        Of its item rows, biases, and what its blend says of popularity.
     given
         The sums, where they are there already.
+    coarse
+        The item rows in 8 bits, where a service has them.
     """
 
     manifest: Manifest
     snapshot: MFSnapshot
     given: InitVar[ItemSums | None] = None
+    coarse: CoarseRows | None = None
     users: IdTable = field(init=False)
     sums: ItemSums = field(init=False)
 
@@ -71,11 +98,16 @@ class Stream:
         # object.__setattr__: all are derived from a frozen field, once, and the ids are not kept twice
         ids, blend = self.snapshot.user_ids, self.snapshot.blend
         users = ids if isinstance(ids, IdTable) else IdTable.of(ids)
-        popularity = np.zeros(0) if blend is None else blend.popularity
-        sums = given or ItemSums.of(self.snapshot.item_factors, self.snapshot.item_bias, popularity)
+        more = () if blend is None else (blend.popularity,)
+        sums = given or ItemSums.of(self.snapshot.item_factors, self.snapshot.item_bias, *more)
         object.__setattr__(self, "sums", sums)
         object.__setattr__(self, "users", users)
         object.__setattr__(self, "snapshot", replace(self.snapshot, user_ids=users))
+
+    def in_8_bits(self) -> "Stream":
+        """Return the snapshot with its item rows in 8 bits beside them, where there are many."""
+        coarse = self.coarse or coarse_of(self.snapshot.item_factors)
+        return self if coarse is self.coarse else replace(self, given=self.sums, coarse=coarse)
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +205,12 @@ class Bundle:
         starts = self.stream.snapshot.seen_starts
         habit = blend.opening_habit if opens else blend.habit
         return habit[starts[person.row] : starts[person.row + 1]]
+
+
+def in_8_bits(bundle: Bundle) -> Bundle:
+    """Return the bundle with what a service reads first for each answer; see `server.serving.coarse`."""
+    stream = None if bundle.stream is None else bundle.stream.in_8_bits()
+    return Bundle(bundle.items, bundle.model.in_8_bits(), stream)
 
 
 class BundleSource(Protocol):

@@ -21,9 +21,9 @@ import numpy as np
 
 from common.snapshots import MFSnapshot
 from server.serving.bundle import Bundle
+from server.serving.shortlist import best
 
 MemberKind = Literal["neighbours", "factors", "text", "query", "popularity", "habit"]
-_BLOCK = 64
 TEXT_RECENCY = 10.0
 TEXT_WINDOW = 20
 """The text interest of a history is sum exp(-d / TEXT_RECENCY) v over its newest TEXT_WINDOW items."""
@@ -141,14 +141,14 @@ class Fused:
     members: Mapping[MemberKind, Member]
 
     @property
-    def quick(self) -> np.ndarray:
-        """The scores."""
-        return self.scores
-
-    @property
     def kinds(self) -> tuple[MemberKind, ...]:
         """The members that tell any item from another."""
         return tuple(kind for kind, member in self.members.items() if member.says_something)
+
+    def shortlist(self, eligible: np.ndarray, wanted: int) -> np.ndarray:
+        """Return the rows of the best eligible items, rising."""
+        rows: np.ndarray = np.sort(best(self.scores, eligible, wanted))
+        return rows
 
     def exact(self, rows: np.ndarray) -> np.ndarray:
         """Return the scores of some rows, float64."""
@@ -168,13 +168,12 @@ class Scored(Protocol):
     """The scores of all items for one question."""
 
     @property
-    def quick(self) -> np.ndarray:
-        """The scores, but for a constant and for rounding, [n]: good enough to find the best and their neighbours."""
-        ...
-
-    @property
     def kinds(self) -> tuple[MemberKind, ...]:
         """The members that tell any item from another."""
+        ...
+
+    def shortlist(self, eligible: np.ndarray, wanted: int) -> np.ndarray:
+        """Return rows, rising, among which are the best eligible ones, as many as are wanted."""
         ...
 
     def exact(self, rows: np.ndarray) -> np.ndarray:
@@ -289,33 +288,3 @@ def text_sum(vectors: np.ndarray, history: np.ndarray, length: float) -> Product
 
 def _mean_product(one: np.ndarray, other: np.ndarray, over: np.ndarray) -> float:
     return float(np.mean(one[over] * other[over])) if over.any() else 0.0
-
-
-def best(scores: np.ndarray, eligible: np.ndarray, k: int) -> np.ndarray:
-    """Return the rows of the k best eligible items, best first, ties in catalogue order.
-
-    The k-th largest of the greatest scores of many blocks is no greater than the k-th largest score, so whatever is
-    below it is left out before anything is sorted: of many items nearly all, and of most blocks every one.
-    """
-    blocks = len(scores) // _BLOCK
-    threshold = -np.inf
-    if blocks > k:
-        shown = np.where(eligible, scores, -np.inf)
-        whole = shown[: blocks * _BLOCK].reshape(blocks, _BLOCK)
-        greatest = whole.max(axis=1)
-        threshold = np.partition(greatest, blocks - k)[blocks - k]
-    if threshold > -np.inf:
-        hit = np.flatnonzero(greatest >= threshold)
-        block, place = np.nonzero(whole[hit] >= threshold)
-        rest = blocks * _BLOCK + np.flatnonzero(shown[blocks * _BLOCK :] >= threshold)
-        rows = np.concatenate([hit[block] * _BLOCK + place, rest])
-    else:
-        rows = np.flatnonzero(eligible)
-    if len(rows) > k:
-        among = scores[rows]
-        last = np.partition(among, len(rows) - k)[len(rows) - k]
-        above = rows[among > last]
-        level = rows[among == last][: k - len(above)]
-        rows = np.sort(np.concatenate([above, level]))
-    ordered: np.ndarray = rows[np.argsort(-scores[rows], kind="stable")]
-    return ordered

@@ -16,8 +16,9 @@ from server.serving.bundle import Bundle, Person
 from server.serving.diversity import pool_size, spread_out
 from server.serving.exploration import POLICY as EPSILON_GREEDY
 from server.serving.exploration import explored
-from server.serving.fusion import Fused, FusionTable, Scored, best, fuse
+from server.serving.fusion import Fused, FusionTable, Scored, fuse
 from server.serving.reasons import Reason, reasons_for
+from server.serving.shortlist import QuickScores
 
 MAX_K = 500
 MAX_HISTORY = 1_000
@@ -25,8 +26,6 @@ MAX_QUERY = 100_000
 """Longest query, in characters; the encoder cuts it to its own length."""
 MAX_FILTER = 1_000
 """Most categories, allowed and denied ids, each."""
-CLOSE = 16
-"""So many items beyond those that are wanted are scored exactly."""
 DETERMINISTIC = "deterministic"
 """The policy that does not explore: the best k, so every propensity is 1."""
 
@@ -324,8 +323,7 @@ def _chosen(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, Fused | None]:
     """Return the rows of the slate, in its order, their scores, how probable each was, and what explains them."""
     wanted = pool_size(question.k) if question.diversity or question.explore else question.k
-    # the quick scores may order neighbours wrongly, by rounding: some more than are wanted are looked at closely
-    pool = np.sort(best(scored.quick, eligible, wanted + CLOSE))
+    pool = scored.shortlist(eligible, wanted)
     # the same numbers either way, to the last bit: reasons must add up to the score
     closely = scored.at(pool) if question.explain else None
     scores = scored.exact(pool) if closely is None else closely.scores
@@ -369,12 +367,13 @@ def similar(bundle: Bundle, item_id: str, k: int) -> SimilarItems:
     if row is None:
         raise UnknownItem(item_id)
     vectors = bundle.model.item_vectors
-    scores = (vectors @ vectors[row]).astype(np.float64)
     others = np.ones(len(vectors), dtype=bool)
     others[row] = False
+    pool = QuickScores((bundle.model.product(vectors[row]),), ()).shortlist(others, k)
+    scores = vectors[pool].astype(np.float64) @ vectors[row].astype(np.float64)
     items = tuple(
-        SimilarItem(bundle.items.ids[int(i)], rank, float(scores[i]), bundle.items.titles[int(i)])
-        for rank, i in enumerate(best(scores, others, k), start=1)
+        SimilarItem(bundle.items.ids[int(pool[i])], rank, float(scores[i]), bundle.items.titles[int(pool[i])])
+        for rank, i in enumerate(np.argsort(-scores, kind="stable")[:k], start=1)
     )
     return SimilarItems(item_id, bundle.version, items)
 

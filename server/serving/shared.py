@@ -22,7 +22,8 @@ from common.manifests import Manifest, decode_manifest, encode_manifest
 from common.snapshots import ARRAYS, MFSnapshot
 from common.store import map_arrays, pack_arrays
 from server.registry import CURRENT
-from server.serving.bundle import VECTORS_TENSOR, Bundle, Model, Stream, published
+from server.serving.bundle import VECTORS_TENSOR, Bundle, Model, Stream, in_8_bits, published
+from server.serving.coarse import CoarseRows
 from server.serving.polling import polled
 from server.serving.sums import ItemSums
 from server.serving.tables import ItemTable, ids_from
@@ -32,7 +33,7 @@ log = logging.getLogger(__name__)
 POINTER = "bundle.json"
 EVERY_S = 0.1
 """A look is one system call, so a new bundle is served by all processes within this time."""
-_ADAPTER, _USERS, _SUMS = "adapter.", "users", "sums."
+_ADAPTER, _USERS, _SUMS, _COARSE = "adapter.", "users", "sums.", "coarse."
 
 
 class _Pointer(msgspec.Struct, frozen=True):
@@ -60,6 +61,7 @@ class BundleFolder:
 
     def write(self, bundle: Bundle) -> Bundle:
         """Let readers have a bundle; return the same, mapped, so that what it was read into can be let go."""
+        bundle = in_8_bits(bundle)
         items = self._name("items", bundle.items, bundle.items.arrays, None)
         model = self._name("model", bundle.model, lambda: _model_arrays(bundle.model), bundle.model.manifest)
         stream, name = bundle.stream, None
@@ -103,16 +105,32 @@ class BundleFolder:
 
 
 def _model_arrays(model: Model) -> dict[str, np.ndarray]:
-    adapter = {f"{_ADAPTER}{name}": array for name, array in model.adapter.items()}
-    return {**adapter, VECTORS_TENSOR: model.item_vectors}
+    return {**_named(_ADAPTER, model.adapter), VECTORS_TENSOR: model.item_vectors, **_derived(model)}
 
 
 def _stream_arrays(stream: Stream) -> dict[str, np.ndarray]:
     snapshot = stream.snapshot
-    users = {f"{_USERS}.{name}": array for name, array in stream.users.arrays().items()}
+    users = _named(f"{_USERS}.", stream.users.arrays())
     blend = {} if snapshot.blend is None else snapshot.blend.arrays()
-    sums = {f"{_SUMS}{name}": array for name, array in stream.sums.arrays().items()}
-    return {**{name: getattr(snapshot, name) for name in ARRAYS}, **users, **blend, **sums}
+    return {**{name: getattr(snapshot, name) for name in ARRAYS}, **users, **blend, **_derived(stream)}
+
+
+def _derived(part: Model | Stream) -> dict[str, np.ndarray]:
+    coarse = {} if part.coarse is None else part.coarse.arrays()
+    return _named(_SUMS, part.sums.arrays()) | _named(_COARSE, coarse)
+
+
+def _named(prefix: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {f"{prefix}{name}": array for name, array in arrays.items()}
+
+
+def _part(prefix: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return what `_named` was given."""
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+
+
+def _derived_from(arrays: Mapping[str, np.ndarray]) -> tuple[ItemSums, CoarseRows | None]:
+    return ItemSums.from_arrays(_part(_SUMS, arrays)), CoarseRows.from_arrays(_part(_COARSE, arrays))
 
 
 def map_bundle(folder: Path, held: Bundle | None = None) -> Bundle:
@@ -135,8 +153,7 @@ def map_bundle(folder: Path, held: Bundle | None = None) -> Bundle:
         served = held.model
     else:
         arrays = _arrays(folder, pointer.model)
-        adapter = {name.removeprefix(_ADAPTER): array for name, array in arrays.items() if name.startswith(_ADAPTER)}
-        served = Model(model, adapter, arrays[VECTORS_TENSOR])
+        served = Model(model, _part(_ADAPTER, arrays), arrays[VECTORS_TENSOR], *_derived_from(arrays))
     if pointer.stream is None:
         return Bundle(items, served, None)
     stream = _manifest(folder, pointer.stream)
@@ -168,8 +185,7 @@ def _stream(manifest: Manifest, arrays: Mapping[str, np.ndarray], items: ItemTab
         **{name: arrays[name] for name in ARRAYS},
         blend=blend,
     )
-    sums = {name.removeprefix(_SUMS): array for name, array in arrays.items() if name.startswith(_SUMS)}
-    return Stream(manifest, snapshot, ItemSums.from_arrays(sums))
+    return Stream(manifest, snapshot, *_derived_from(arrays))
 
 
 class MappedSource:

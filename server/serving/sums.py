@@ -1,7 +1,7 @@
-"""Sums over all items, taken once a snapshot: mean and spread of a product follow from them without going through it.
+"""Sums over all items, taken once a version: mean and spread of a product follow from them without going through it.
 
-For items with rows q and biases b, and a user's factors u: ``sum_k (b_k + q_k . u)`` is ``sum b + (sum q) . u``, and
-the sum of the squares is ``sum b^2 + 2 u . (sum b q) + u' (sum q q') u``.
+For items with columns x and weights w: ``sum_k x_k . w`` is ``(sum x) . w``, and the sum of the squares is
+``w' (sum x x') w``.
 """
 
 from collections.abc import Mapping
@@ -14,46 +14,39 @@ _ROWS = 8_192
 
 @dataclass(frozen=True, slots=True)
 class ItemSums:
-    """What a snapshot's item arrays add up to.
+    """What the items' columns add up to.
 
     Parameters
     ----------
-    rows
-        Sum of the rows, float64 [d].
+    columns
+        Sum of each, float64 [d].
     products
-        Sum of the rows' products with themselves, float64 [d, d].
-    biased
-        Sum of the rows, each times its bias, float64 [d].
-    bias, popularity
-        Sum, and sum of squares, float64 [2].
+        Sum of their products with one another, float64 [d, d].
     """
 
-    rows: np.ndarray
+    columns: np.ndarray
     products: np.ndarray
-    biased: np.ndarray
-    bias: np.ndarray
-    popularity: np.ndarray
 
     @classmethod
-    def of(cls, factors: np.ndarray, bias: np.ndarray, popularity: np.ndarray) -> "ItemSums":
-        """Add up float32 [n, d], [n] and [n]."""
-        width = factors.shape[1]
-        rows, products, biased = np.zeros(width), np.zeros((width, width)), np.zeros(width)
-        for start in range(0, len(factors), _ROWS):
-            part = factors[start : start + _ROWS].astype(np.float64)
-            rows += part.sum(axis=0)
+    def of(cls, rows: np.ndarray, *more: np.ndarray) -> "ItemSums":
+        """Add up float32 [n, d], and more columns of the same items beside it, [n] each."""
+        width = rows.shape[1] + len(more)
+        columns, products = np.zeros(width), np.zeros((width, width))
+        for start in range(0, len(rows), _ROWS):
+            here = slice(start, start + _ROWS)
+            part = np.column_stack([rows[here], *(column[here] for column in more)]).astype(np.float64)
+            columns += part.sum(axis=0)
             products += part.T @ part
-            biased += bias[start : start + _ROWS].astype(np.float64) @ part
-        return cls(rows, products, biased, _two_of(bias), _two_of(popularity))
+        return cls(columns, products)
 
-    def of_product(self, weights: np.ndarray, *, biased: bool = False) -> tuple[float, float]:
-        """Return sum and sum of squares of the rows times weights, float [d], plus their biases on request."""
-        u = weights.astype(np.float64)
-        total, squares = float(self.rows @ u), float(u @ self.products @ u)
-        if biased:
-            total += float(self.bias[0])
-            squares += float(self.bias[1] + 2.0 * (self.biased @ u))
-        return total, squares
+    def of_product(self, weights: np.ndarray, *more: float) -> tuple[float, float]:
+        """Return sum and sum of squares of the columns times weights, float [c]; `more` weighs the columns behind.
+
+        Columns without a weight do not count.
+        """
+        w = np.concatenate([weights.astype(np.float64), more]) if more else weights.astype(np.float64)
+        held = len(w)
+        return float(self.columns[:held] @ w), float(w @ self.products[:held, :held] @ w)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Return the arrays by name."""
@@ -63,8 +56,3 @@ class ItemSums:
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> "ItemSums":
         """Return what `arrays` was asked of."""
         return cls(**{field.name: arrays[field.name] for field in fields(cls)})
-
-
-def _two_of(values: np.ndarray) -> np.ndarray:
-    exact = values.astype(np.float64)
-    return np.array([exact.sum(), exact @ exact])

@@ -102,7 +102,7 @@ def test_scores_are_those_of_every_member_over_all_items(
     exact = found.at(np.arange(ITEMS))
     np.testing.assert_allclose(exact.scores, expected, rtol=1e-4, atol=1e-4)
     # the quick ones up to a constant
-    difference = found.quick - expected
+    difference = found.quick.of_all() - expected
     assert np.abs(difference - difference.mean()).max() < 1e-4
     assert set(found.kinds) == set(exact.kinds)
     parts = sum(member.coefficient * member.z for member in exact.members.values())
@@ -136,9 +136,9 @@ def test_sums_are_those_of_the_products() -> None:
     factors, bias = rng.standard_normal((70, 5)).astype(np.float32), rng.standard_normal(70).astype(np.float32)
     sums = ItemSums.of(factors, bias, bias)
     u = rng.standard_normal(5)
-    for biased in (False, True):
-        raw = factors.astype(np.float64) @ u + biased * bias.astype(np.float64)
-        np.testing.assert_allclose(sums.of_product(u, biased=biased), (raw.sum(), raw @ raw), rtol=1e-9)
+    for more in ((), (1.0,), (0.0, -2.5)):
+        raw = factors.astype(np.float64) @ u + sum(more) * bias.astype(np.float64)
+        np.testing.assert_allclose(sums.of_product(u, *more), (raw.sum(), raw @ raw), rtol=1e-9)
     again = ItemSums.from_arrays(sums.arrays())
     assert again.of_product(u) == sums.of_product(u)
 

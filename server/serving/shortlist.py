@@ -1,0 +1,169 @@
+"""Which items come into question: the best by a score that is good but for rounding, found in one pass over all.
+
+The score is a sum of products of item rows with vectors, of one number an item, and of what a few items get on top.
+Where the rows are there in 8 bits as well (`server.serving.coarse`), a first pass over these leaves few items, and only
+their rows are read; otherwise all are.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from server.serving.coarse import CoarseRows, pays
+from server.serving.sums import ItemSums
+
+CLOSE = 16
+"""So many items beyond those that are wanted: the score may order neighbours wrongly, by rounding."""
+FEW = 4
+"""One of so many rows, or fewer, are read one by one; more are read from end to end."""
+_BLOCK = 64
+_ROUNDING = np.float32(1e-6)
+"""Of a sum of a few float32, beside the greatest of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """Items' rows, float32 [n, d], each times a vector, float32 [d].
+
+    `coarse`: the rows in 8 bits, where there are such.
+    """
+
+    rows: np.ndarray
+    vector: np.ndarray
+    coarse: CoarseRows | None = None
+
+    def times(self, factor: np.float32) -> "Product":
+        """Return the product, times a number."""
+        return replace(self, vector=self.vector * factor)
+
+
+@dataclass(frozen=True, slots=True)
+class QuickScores:
+    """Scores of all items, but for a constant and for rounding.
+
+    Parameters
+    ----------
+    products
+        Are added up, one at least.
+    columns
+        ``(values, factor)``: one number an item, float32 [n], times a factor.
+    extras
+        ``(rows, amounts)``: what a few items get on top, each row once, float32.
+    """
+
+    products: tuple[Product, ...]
+    columns: tuple[tuple[np.ndarray, np.float32], ...]
+    extras: tuple[tuple[np.ndarray, np.ndarray], ...] = ()
+
+    def times(self, factor: float) -> "QuickScores":
+        """Return the scores, times a number."""
+        by = np.float32(factor)
+        return QuickScores(
+            tuple(product.times(by) for product in self.products),
+            tuple((values, by * scale) for values, scale in self.columns),
+            tuple((rows, by * amounts) for rows, amounts in self.extras),
+        )
+
+    def of_all(self) -> np.ndarray:
+        """Return the scores of all items, float32 [n]."""
+        scores = self._without_products()
+        for product in self.products:
+            scores += product.rows @ product.vector
+        return scores
+
+    def spread(self, sums: ItemSums, over: np.ndarray) -> float:
+        """Return the standard deviation over some items, bool [n]; `sums` are of the one product's rows, and columns.
+
+        Raises
+        ------
+        ValueError
+            When there are several products.
+        """
+        (product,) = self.products
+        vector, factors = product.vector.astype(np.float64), [float(factor) for _, factor in self.columns]
+        total, squares = sums.of_product(vector, *factors)
+        # of the items that get more, or do not count, the sums say something else
+        other = np.unique(np.concatenate([np.flatnonzero(~over), *(rows for rows, _ in self.extras)]))
+        summed = product.rows[other].astype(np.float64) @ vector
+        for values, factor in self.columns:
+            summed += values[other].astype(np.float64) * factor
+        whole = summed.copy()
+        for rows, amounts in self.extras:
+            whole[np.searchsorted(other, rows)] += amounts
+        whole[~over[other]] = 0.0
+        count = max(1, int(over.sum()))
+        mean = (total + float((whole - summed).sum())) / count
+        return float(np.sqrt(max(0.0, (squares + float(whole @ whole - summed @ summed)) / count - mean * mean)))
+
+    def shortlist(self, eligible: np.ndarray, wanted: int) -> np.ndarray:
+        """Return rows, rising, among which are the best eligible ones, as many as are wanted."""
+        wanted += CLOSE
+        if all(product.coarse is not None for product in self.products) and pays():
+            scores = self._without_products()
+            rows = self._possible(scores.copy(), eligible, wanted)
+            if len(rows) * FEW <= len(scores):
+                found = scores[rows]
+                for product in self.products:
+                    found += product.rows[rows] @ product.vector
+                return _rising(rows[best(found, np.ones(len(rows), dtype=bool), wanted)])
+        return _rising(best(self.of_all(), eligible, wanted))
+
+    def _without_products(self) -> np.ndarray:
+        scores = np.zeros(len(self.products[0].rows), dtype=np.float32)
+        for values, factor in self.columns:
+            scores += values * factor
+        for rows, amounts in self.extras:
+            scores[rows] += amounts
+        return scores
+
+    def _possible(self, scores: np.ndarray, eligible: np.ndarray, wanted: int) -> np.ndarray:
+        """Return all rows that may be among so many best, going by the rows in 8 bits; `scores` is used up."""
+        off: np.ndarray | None = None
+        for product in self.products:
+            assert product.coarse is not None  # noqa: S101  the caller has looked
+            products, bound = product.coarse.product(product.vector)
+            scores += products
+            off = bound if off is None else off + bound
+        assert off is not None  # noqa: S101  there is a product
+        off += _ROUNDING * np.abs(scores).max(initial=np.float32(0.0))
+        least = scores - off
+        sure = best(least, eligible, wanted)
+        if len(sure) < wanted:
+            return np.flatnonzero(eligible)
+        scores += off
+        return np.flatnonzero((scores >= least[sure[-1]]) & eligible)
+
+
+def _rising(rows: np.ndarray) -> np.ndarray:
+    rows.sort()
+    return rows
+
+
+def best(scores: np.ndarray, eligible: np.ndarray, k: int) -> np.ndarray:
+    """Return the rows of the k best eligible items, best first, ties in catalogue order.
+
+    The k-th largest of the greatest scores of many blocks is no greater than the k-th largest score, so whatever is
+    below it is left out before anything is sorted: of many items nearly all, and of most blocks every one.
+    """
+    blocks = len(scores) // _BLOCK
+    threshold = -np.inf
+    if blocks > k:
+        shown = np.where(eligible, scores, -np.inf)
+        whole = shown[: blocks * _BLOCK].reshape(blocks, _BLOCK)
+        greatest = whole.max(axis=1)
+        threshold = np.partition(greatest, blocks - k)[blocks - k]
+    if threshold > -np.inf:
+        hit = np.flatnonzero(greatest >= threshold)
+        block, place = np.nonzero(whole[hit] >= threshold)
+        rest = blocks * _BLOCK + np.flatnonzero(shown[blocks * _BLOCK :] >= threshold)
+        rows = np.concatenate([hit[block] * _BLOCK + place, rest])
+    else:
+        rows = np.flatnonzero(eligible)
+    if len(rows) > k:
+        among = scores[rows]
+        last = np.partition(among, len(rows) - k)[len(rows) - k]
+        above = rows[among > last]
+        level = rows[among == last][: k - len(above)]
+        rows = np.sort(np.concatenate([above, level]))
+    ordered: np.ndarray = rows[np.argsort(-scores[rows], kind="stable")]
+    return ordered
