@@ -10,7 +10,7 @@ from common.blends import MEMBERS, BlendMembers
 from common.errors import InvalidSetting
 from common.snapshots import MFSnapshot
 from stream.learner.admission import learnable_id
-from stream.learner.blending import Kit, Learned, Opinions, ask_all, teach_all, try_item
+from stream.learner.blending import Kit, Learned, Opinions, ask_all, room_for, teach_all, try_item
 from stream.learner.factors import FactorsPart
 from stream.learner.freeze import frozen_snapshot
 from stream.learner.habit import VISIT_MS, Habit
@@ -158,7 +158,7 @@ class Blend(PartRanker):
     def _add_arrays(self) -> None:
         """Add what is neither a part's nor the base's."""
         self._ts: object = None
-        self._nothing_said = _opinions_of(0)
+        self._nothing_said = self._room = room_for(len(MEMBERS), 0)
         self._fixed_arrays |= self._haste.fixed_arrays()
         self._user_arrays |= self._reservoir.user_arrays()
         if self._habit is not None:
@@ -238,7 +238,9 @@ class Blend(PartRanker):
         row = self._with_history(user)
         # a row behind the known ones is another guest each time
         return (
-            self._ask(row, 0).total if row >= self.n_users else self._opinions(row, self._opens(row, at)).total.copy()
+            self._ask(row, self._new_room(0)).total
+            if row >= self.n_users
+            else self._opinions(row, self._opens(row, at)).total.copy()
         )
 
     def _opens(self, row: int, at: object) -> bool:
@@ -250,17 +252,23 @@ class Blend(PartRanker):
         return dict(zip(MEMBERS, self._opinions(self._with_history(self._row_of(user))).z.copy(), strict=True))
 
     def _unknown_item_score(self, user: int, item: str) -> float:
-        return float(self._ask(self._with_history(user), 1).total[-1])
+        return float(self._ask(self._with_history(user), self._new_room(1)).total[-1])
 
     def _opinions(self, row: int, opens: bool = False) -> Opinions:
         """Return the members' opinions for a user's row; those of the last question are at hand for its click."""
         key = (row, self._events, self.n_items, opens)
         if self._last is None or self._last[0] != key:
-            self._last = key, self._ask(row, 0, opens)
+            if len(self._room.total) != self.n_items:
+                self._room = self._new_room(0)
+            self._last = None  # the room may be of another answer from here on
+            self._last = key, self._ask(row, self._room, opens)
         return self._last[1]
 
-    def _ask(self, row: int, unknown: int, opens: bool = False) -> Opinions:
-        opinions = _opinions_of(self.n_items + unknown)
+    def _new_room(self, unknown: int) -> Opinions:
+        """Return room for what is said of the items and of so many unknown ones, for whoever keeps it."""
+        return room_for(len(MEMBERS), self.n_items + unknown)
+
+    def _ask(self, row: int, opinions: Opinions, opens: bool = False) -> Opinions:
         ask_all(
             self._texts.described,
             self._events,
@@ -431,12 +439,3 @@ class Blend(PartRanker):
                 found.append(total[seen])
                 total[seen] = 0.0
         return np.concatenate(found)
-
-
-def _opinions_of(items: int) -> Opinions:
-    """Return room for what is said of so many items."""
-    return Opinions(
-        np.empty((len(MEMBERS), items), dtype=np.float32),
-        np.empty(items, dtype=np.float32),
-        np.empty(items, dtype=np.bool_),
-    )

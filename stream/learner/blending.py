@@ -48,12 +48,24 @@ class Opinions(NamedTuple):
     """What the members say of all items for one user.
 
     `z`, float32 [members, n]: z-scores in the order neighbours, factors, content, popularity; `total`, float32 [n]:
-    their weighted sum; `hidden`, bool [n]: seen items, which mean and spread leave out.
+    their weighted sum; `hidden`, bool [n]: seen items, which mean and spread leave out; `spare`, float32 [n + 1]: room
+    to work in.
     """
 
     z: np.ndarray
     total: np.ndarray
     hidden: np.ndarray
+    spare: np.ndarray
+
+
+def room_for(members: int, items: int) -> Opinions:
+    """Return room for what so many members say of so many items."""
+    return Opinions(
+        np.empty((members, items), dtype=np.float32),
+        np.empty(items, dtype=np.float32),
+        np.empty(items, dtype=np.bool_),
+        np.empty(items + 1, dtype=np.float32),
+    )
 
 
 @structref.register
@@ -171,6 +183,7 @@ def ask_all(
     z: np.ndarray,
     total: np.ndarray,
     hidden: np.ndarray,
+    spare: np.ndarray,
     kit: Kit,
 ) -> None:
     """Fill in the opinions for a user, -1 for one without history.
@@ -186,7 +199,7 @@ def ask_all(
             hidden[learned.log.item[entry]] = True
             entry = learned.log.previous[entry]
     z[:, n_items:] = np.float32(0.0)
-    score_neighbours(learned.pairs, learned.tried, learned.tries, query, user, z[0, :n_items])
+    score_neighbours(learned.pairs, learned.tried, learned.tries, query, user, spare, z[0, :n_items])
     score_rows(learned, tools, described, user, z[1, :n_items], z[2, :n_items])
     fade = fade_of(learned.masses.since, event, learned.masses.half_life)
     score_mass(learned.masses.mass, fade, z[3, :n_items])
@@ -222,14 +235,15 @@ def sum_64(values: np.ndarray) -> float:
 
 @compiled
 def weigh(
-    z: np.ndarray, total: np.ndarray, hidden: np.ndarray, item: int, weights: np.ndarray, rate: float, focus: float
-) -> None:
+    z: np.ndarray, total: np.ndarray, hidden: np.ndarray, spare: np.ndarray, item: int, weights: np.ndarray,
+    rate: float, focus: float,
+) -> None:  # fmt: skip
     """One step of the weights on ``(1 - p ** focus) / focus``, p being the item's softmax among the not hidden.
 
     Weights stay at 0 or above. The item itself counts, hidden or not.
     """
     highest = highest_of(total, hidden, total[item])
-    shares = np.empty(len(total), dtype=np.float32)
+    shares = spare[: len(total)]
     fill_shares(total, hidden, highest, shares)
     shares[item] = exp_32(total[item] - highest)
     mass = sum_64(shares)
@@ -251,6 +265,7 @@ def teach_all(
     z: np.ndarray,
     total: np.ndarray,
     hidden: np.ndarray,
+    spare: np.ndarray,
     weights: np.ndarray,
     rate: float,
     focus: float,
@@ -262,7 +277,7 @@ def teach_all(
     """
     learned, query, tools = kit.learned, kit.query, kit.tools
     if rate > 0.0 and not hidden[item]:
-        weigh(z, total, hidden, item, weights, rate, focus)
+        weigh(z, total, hidden, spare, item, weights, rate, focus)
     add_mass(learned.masses.mass, learned.masses.since, learned.masses.half_life, event, item, 1.0)
     mark_seen(learned.log, learned.users.newest[user], tools.scratch.marks, event + 1)
     amount = np.float32(weight)

@@ -95,16 +95,16 @@ def learn_neighbours(
 
 @compiled
 def score_neighbours(
-    pairs: Pairs, users: UserRows, counts: np.ndarray, query: Query, user: int, out: np.ndarray
+    pairs: Pairs, users: UserRows, counts: np.ndarray, query: Query, user: int, sums: np.ndarray, out: np.ndarray
 ) -> None:
-    """Write ``scale_k * sum_d decay_d C[h_d, k] / (n_{h_d} ** alpha + 1)`` to `out`."""
+    """Write ``scale_k * sum_d decay_d C[h_d, k] / (n_{h_d} ** alpha + 1)`` to `out`, [n]; `sums`, [n + 1], is room."""
     if user < 0:
         out[:] = np.float32(0.0)
         return
     ring, positives = users.ring[user], users.positives[user]
     window = len(ring)
     # free places add their 0 to one more sum before all others: no branch to guess at
-    sums = np.zeros(len(out) + 1, dtype=np.float32)
+    sums[: len(out) + 1] = np.float32(0.0)
     for age in range(min(positives, window, len(query.decay))):
         row = ring[(positives - 1 - age) % window]
         share = query.decay[age] / (np.float32(counts[row]) ** query.alpha + np.float32(1.0))
@@ -203,7 +203,8 @@ class NeighboursPart(Part):
 
     def score(self, user: int, event: int, out: np.ndarray) -> None:
         """Write the scores; all are 0 without a history."""
-        score_neighbours(self._pairs, self._users, self._counts, self._query, user, out)
+        room = np.empty(len(out) + 1, dtype=np.float32)
+        score_neighbours(self._pairs, self._users, self._counts, self._query, user, room, out)
 
     def unknown(self, user: int, event: int, item: str) -> float:
         """Return 0: it has no neighbours."""

@@ -55,7 +55,7 @@ def test_weights_move_down_the_slope(seed: int, n: int, focus: float) -> None:
     item = int(rng.integers(n))
     hidden[item] = False
     expected = moved(z.astype(np.float64), ~hidden, item, weights, 0.3, focus)
-    weigh(z, (weights @ z).astype(np.float32), hidden, item, weights, 0.3, focus)
+    weigh(z, (weights @ z).astype(np.float32), hidden, np.empty(n, dtype=np.float32), item, weights, 0.3, focus)
     np.testing.assert_allclose(weights, expected, rtol=1e-3, atol=1e-4)
 
 
@@ -68,6 +68,21 @@ def test_the_answer_asked_before_a_click_is_the_one_learned_from() -> None:
         asked.learn_one(user, item)
         silent.learn_one(user, item)
     assert asked.state_sha256() == silent.state_sha256()
+
+
+def test_an_answer_stands_while_the_next_one_is_made() -> None:
+    """The learner answers in one room again and again; what it gave away is nobody else's."""
+    model = taught(small())
+    users = ("u0 1", "u1 2", "never seen")
+    kept = [(user, model.scores(user), model.member_scores(user)) for user in users]
+    model.scores("x", history=["1 3"])
+    model.predict_one("u1 2", "brand new")
+    again = taught(small())
+    for user, scores, members in reversed(kept):
+        np.testing.assert_array_equal(scores, again.scores(user))
+        for member, said in again.member_scores(user).items():
+            np.testing.assert_array_equal(members[member], said)
+    assert not any(np.shares_memory(one[1], other[1]) for one in kept for other in kept if one is not other)
 
 
 def test_weights_of_a_bucket_come_from_its_users_only() -> None:
