@@ -22,8 +22,9 @@ from client.dataset import NodeData
 from client.node import Node
 from client.train import TrainPlan, record_gradients, train
 from common.clock import wall_clock
-from common.encoder.adapter import TextEncoder, initial_adapter, resolve_device
+from common.encoder.adapter import TextEncoder, initial_adapter
 from common.encoder.cache import HiddenCache
+from common.encoder.device import resolve_device
 from common.errors import InvalidSetting
 from common.ids import rng_for, stable_hash
 from common.instructions import Objective, PrivacyTerms, TrainRequest

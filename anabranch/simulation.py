@@ -20,8 +20,9 @@ from anabranch.simulation_settings import SimulationSettings, privacy_terms
 from anabranch.version import PROGRAM
 from common.clock import Clock, wall_clock
 from common.datasets.base import Dataset
-from common.encoder.adapter import TextEncoder, initial_adapter, resolve_device
+from common.encoder.adapter import TextEncoder, initial_adapter
 from common.encoder.cache import HiddenCache, encode_items, open_or_build
+from common.encoder.device import resolve_device
 from common.encoder.spec import EncoderSpec
 from common.errors import BudgetExceeded, InvalidSetting, StoreMismatch
 from common.events import Interaction

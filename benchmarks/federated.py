@@ -30,9 +30,10 @@ from client.dataset import NodeData, Record
 from client.dp import PrivateStep, RecordHooks
 from client.train import RECORDS_A_PASS, losses_of
 from common.datasets.synthetic import SyntheticSpec, make_synthetic
-from common.encoder.adapter import TextEncoder, initial_adapter, pad_tokens
+from common.encoder.adapter import TextEncoder, initial_adapter
 from common.encoder.cache import HiddenCache, open_or_build
 from common.encoder.spec import EncoderSpec
+from common.encoder.texts import pad_tokens
 from common.instructions import Objective
 
 SPEC = SyntheticSpec(users=200, items=1_500, events=6_000)

@@ -30,8 +30,9 @@ from client import train as training
 from client.dataset import NodeData
 from client.train import TrainPlan, train
 from common.datasets.synthetic import SyntheticSpec, make_synthetic
-from common.encoder.adapter import TextEncoder, initial_adapter, resolve_device
+from common.encoder.adapter import TextEncoder, initial_adapter
 from common.encoder.cache import HiddenCache, encode_items, open_or_build
+from common.encoder.device import resolve_device
 from common.encoder.spec import EncoderSpec
 from common.instructions import Objective
 from common.updates import AdapterUpdate, UpdateMeta

@@ -157,7 +157,7 @@ def check_encoder() -> Check:
 
 def check_device() -> Check:
     """Name what `--device auto` would take."""
-    from common.encoder.adapter import resolve_device
+    from common.encoder.device import resolve_device
 
     kind = resolve_device("auto").type
     return Check("device", True, f"{kind}, {os.cpu_count()} CPU cores, torch {metadata.version('torch')}")

@@ -4,10 +4,8 @@ A text passes the frozen lower layers once (`lower`, cached by `common.encoder.c
 carry the adapter, every time (`upper`). Mean pooling over the tokens, unit length.
 """
 
-import os
 import warnings
 from collections.abc import Mapping, Sequence
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -15,47 +13,12 @@ import torch
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import nn
 
-from common.encoder.device import Batches
+from common.encoder.device import resolve_device
 from common.encoder.pretrained import load_bert
 from common.encoder.spec import EncoderSpec
-from common.errors import EncoderError, InvalidSetting, UnknownName
+from common.encoder.texts import encode_by_length, mean_of_tokens, tokenize
+from common.errors import EncoderError, InvalidSetting
 from common.ranks import rank_axis, ranks_of
-
-DEVICES = ("auto", "cpu", "cuda", "mps")
-ENCODE_BATCH, GPU_ENCODE_BATCH = 128, 1024
-"""Texts a forward pass: few, so that a batch of similar lengths pads little; a GPU would wait for more of them."""
-
-
-def resolve_device(name: str) -> torch.device:
-    """Turn "auto", "cpu", "cuda" or "mps" into a device; auto takes a GPU where there is one.
-
-    Raises
-    ------
-    UnknownName
-        Another name.
-    InvalidSetting
-        A device that this machine lacks.
-    """
-    kind = name.partition(":")[0]
-    if kind not in DEVICES:
-        raise UnknownName("device", name, list(DEVICES))
-    has = {"auto": True, "cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not has[kind]:
-        raise InvalidSetting(
-            f"device {name!r} is not here", expected="a device that torch sees", mend="use --device auto"
-        )
-    if kind == "auto":
-        name = "cuda" if has["cuda"] else "mps" if has["mps"] else "cpu"
-    device = torch.device(name)
-    if device.type == "cuda":
-        # read by cuBLAS when it starts: it then multiplies alike each time (`common.encoder.device.repeatable`)
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    return device
-
-
-def text_batches(device: torch.device) -> Batches:
-    """Return what cuts texts to encode into forward passes."""
-    return Batches(GPU_ENCODE_BATCH if device.type == "cuda" else ENCODE_BATCH, "texts to encode")
 
 
 class TextEncoder(nn.Module):
@@ -179,10 +142,7 @@ class TextEncoder(nn.Module):
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """Return token ids for each text, cut to `max_tokens`; an empty text still has its two markers."""
-        cut = [text[: 16 * self.max_tokens] for text in texts]  # a token is hardly ever 16 characters
-        encoded = self.tokenizer(cut, truncation=True, max_length=self.max_tokens, add_special_tokens=True)
-        ids: list[list[int]] = encoded["input_ids"]
-        return ids
+        return tokenize(self.tokenizer, texts, self.max_tokens)
 
     def lower(self, token_ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Run embeddings and frozen layers: int64 [n, l] and bool [n, l] to float32 [n, l, h]."""
@@ -192,9 +152,7 @@ class TextEncoder(nn.Module):
     def upper(self, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Run the adapted layers and pool: float32 [n, l, h] and bool [n, l] to unit rows, float32 [n, h]."""
         hidden = self._through(self.bert.encoder.layer[self.first_trained :], hidden, mask)
-        weights = mask.to(hidden.dtype).unsqueeze(-1)
-        pooled = (hidden * weights).sum(1) / weights.sum(1).clamp_min(1.0)
-        return nn.functional.normalize(pooled, dim=-1)
+        return mean_of_tokens(hidden, mask)
 
     def _through(self, layers: Any, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         bias = torch.zeros(mask.shape, dtype=hidden.dtype, device=hidden.device)
@@ -206,27 +164,9 @@ class TextEncoder(nn.Module):
     @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         """Encode texts with the current adapter: float32 [n, h], unit rows, the whole way without a cache."""
-        vectors = np.zeros((len(texts), self.dimension), dtype=np.float32)
-        token_ids = self.tokenize(texts) if texts else []
-        order = sorted(range(len(texts)), key=lambda i: len(token_ids[i]))
-
-        def encoded(batch: slice) -> tuple[list[int], np.ndarray]:
-            rows = order[batch]
-            ids, mask = pad_tokens([token_ids[i] for i in rows], self.device)
-            return rows, self.upper(self.lower(ids, mask), mask).float().cpu().numpy()
-
-        for rows, found in text_batches(self.device).over(len(order), encoded):
-            vectors[rows] = found
-        return vectors
-
-
-def pad_tokens(token_ids: Sequence[Sequence[int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pad to the longest of the batch: int64 [n, l] ids (0 where padded) and a bool [n, l] mask."""
-    lengths = np.array([len(ids) for ids in token_ids])
-    mask = np.arange(lengths.max()) < lengths[:, None]
-    ids = np.zeros(mask.shape, dtype=np.int64)
-    ids[mask] = np.fromiter(chain.from_iterable(token_ids), np.int64, int(lengths.sum()))
-    return torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device)
+        return encode_by_length(
+            self.tokenize(texts), self.device, self.dimension, lambda ids, mask: self.upper(self.lower(ids, mask), mask)
+        )
 
 
 def initial_adapter(names_and_shapes: Mapping[str, tuple[int, ...]], seed: int) -> dict[str, np.ndarray]:

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
-from common.encoder.adapter import TextEncoder, pad_tokens, text_batches
+from common.encoder.adapter import TextEncoder
 from common.encoder.device import has_room
+from common.encoder.texts import pad_tokens, text_batches
 from common.errors import ArtifactCorrupt
 from common.ids import stable_hash
 from common.progress import Progress, silent

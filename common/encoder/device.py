@@ -5,19 +5,48 @@ there little of what it finds free, and halves its batch when it meets the end o
 """
 
 import logging
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
 
-from common.errors import OutOfMemory
+from common.errors import InvalidSetting, OutOfMemory, UnknownName
 
+DEVICES = ("auto", "cpu", "cuda", "mps")
 SHARE_OF_FREE = 1 / 16
 """Of the device's free memory, what a process keeps there for good at most."""
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+
+
+def resolve_device(name: str) -> torch.device:
+    """Turn "auto", "cpu", "cuda" or "mps" into a device; auto takes a GPU where there is one.
+
+    Raises
+    ------
+    UnknownName
+        Another name.
+    InvalidSetting
+        A device that this machine lacks.
+    """
+    kind = name.partition(":")[0]
+    if kind not in DEVICES:
+        raise UnknownName("device", name, list(DEVICES))
+    has = {"auto": True, "cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not has[kind]:
+        raise InvalidSetting(
+            f"device {name!r} is not here", expected="a device that torch sees", mend="use --device auto"
+        )
+    if kind == "auto":
+        name = "cuda" if has["cuda"] else "mps" if has["mps"] else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda":
+        # read by cuBLAS when it starts: it then multiplies alike each time (`common.encoder.device.repeatable`)
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    return device
 
 
 def has_room(device: torch.device, size: int) -> bool:

@@ -3,16 +3,14 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from transformers import AutoTokenizer, BertModel
+from transformers import BertModel
 from transformers.utils.logging import EmptyTqdm, set_tqdm_hook
 
+from common.encoder.texts import load_tokenizer, refusing_unreadable
 from common.errors import EncoderError
 
-VOCABULARIES = ("tokenizer.json", "vocab.txt")
 _REPORTING = logging.getLogger("transformers.modeling_utils")
 
 
@@ -24,22 +22,11 @@ def load_bert(folder: str) -> tuple[Any, Any]:
     EncoderError
         When one of them cannot be read, or a tensor is missing: transformers would draw it at random.
     """
-    try:
-        with _quiet():
-            bert, found = BertModel.from_pretrained(
-                folder, add_pooling_layer=False, local_files_only=True, dtype="float32", output_loading_info=True
-            )
-        if not any(Path(folder, name).is_file() for name in VOCABULARIES):
-            raise FileNotFoundError(folder)  # transformers would make a tokenizer that knows no word
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        if len(tokenizer) > bert.config.vocab_size:
-            raise ValueError(len(tokenizer))
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
-        raise EncoderError(
-            f"the weights or tokenizer in {folder} cannot be loaded ({type(error).__name__})",
-            expected="a folder saved by `save_pretrained`",
-            mend="leave out --encoder to use the default",
-        ) from error
+    with refusing_unreadable(folder), _quiet():
+        bert, found = BertModel.from_pretrained(
+            folder, add_pooling_layer=False, local_files_only=True, dtype="float32", output_loading_info=True
+        )
+    tokenizer = load_tokenizer(folder, bert.config.vocab_size)
     if found["missing_keys"]:
         raise EncoderError(
             f"the weights in {folder} lack {min(found['missing_keys'])!r}",

@@ -7,7 +7,8 @@ import torch
 
 from client.dataset import Record
 from client.objective import RECENCY
-from common.encoder.adapter import TextEncoder, pad_tokens
+from common.encoder.adapter import TextEncoder
+from common.encoder.texts import pad_tokens
 
 
 def record_loss_slowly(vectors: torch.Tensor, clicks: int, temperature: float) -> torch.Tensor:

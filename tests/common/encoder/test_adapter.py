@@ -10,8 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.encoder.adapter import TextEncoder, initial_adapter, resolve_device
+from common.encoder.adapter import TextEncoder, initial_adapter
 from common.encoder.cache import encode_items, open_or_build
+from common.encoder.device import resolve_device
 from common.encoder.spec import EncoderSpec
 from common.errors import EncoderError, InvalidSetting, UnknownName
 from common.ids import arrays_sha256, rng_for

@@ -8,9 +8,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.encoder.adapter import TextEncoder, pad_tokens
+from common.encoder.adapter import TextEncoder
 from common.encoder.cache import HiddenCache, open_or_build
 from common.encoder.spec import EncoderSpec
+from common.encoder.texts import pad_tokens
 from common.errors import ArtifactCorrupt
 from common.store import pack_arrays
 from tests.encoders import WORDS
