@@ -89,8 +89,7 @@ class Answering:
         return replace(question, at=at, explore=explore)
 
     def slate(self, question: Question) -> dict[str, Any]:
-        """Answer from one bundle, taken once: query, items, clicks since and version belong together."""
-        question = self.completed(question)
+        """Answer a completed question from one bundle, taken once: query, items, clicks and version belong together."""
         bundle = self.source.bundle()
         vector = None if question.query is None else self.queries.vector(bundle.model, question.query)
         recent = NOTHING

@@ -13,14 +13,13 @@ were taken beforehand (`server.serving.sums`). That single pass finds the items 
 and scores are then worked out one by one, in float64.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 import numpy as np
 
 from common.blends import BlendMembers
-from common.snapshots import MFSnapshot
 from server.serving.bundle import Bundle, Stream
 from server.serving.fusion import (
     Fused,
@@ -32,17 +31,13 @@ from server.serving.fusion import (
     text_interest,
     text_sum,
 )
-from server.serving.shortlist import Product, QuickScores
+from server.serving.pairs import pairs_of
+from server.serving.raw_scores import LEAST_SPREAD, RawScores
+from server.serving.shortlist import QuickScores
 
-KINDS: tuple[MemberKind, ...] = ("neighbours", "factors", "text", "popularity")
-"""The blend's members, in the order of `common.blends.MEMBERS`; its content is the answer's text."""
 QUERY_WEIGHT = 2.0
 SPREAD_BESIDE_QUERY = {False: 0.5, True: 1.0}
 """Of the blend beside a query's text, without and with a history; by hand, as `FusionTable`'s weights."""
-_LEAST_SPREAD = 1e-6
-_ENTRY_BITS = 31
-_COLUMNS: tuple[MemberKind, ...] = ("factors", "popularity")
-"""Whose biases, and whose scores, stand beside the item rows, in this order, in the snapshot's sums as well."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,130 +68,6 @@ class Asked:
     opens: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class PairSum:
-    """What neighbours add, one entry for each pair of an asking item and another one.
-
-    Parameters
-    ----------
-    newest
-        Rows of the asking items, newest first, int64 [q].
-    age
-        Place of each pair's asking item in `newest`, int64 [p].
-    item
-        Row of the other item, int32 [p].
-    amount
-        What it gets, float64 [p].
-    history
-        Rows of the items liked, oldest first.
-    n_items
-        Of the catalogue.
-    """
-
-    newest: np.ndarray
-    age: np.ndarray
-    item: np.ndarray
-    amount: np.ndarray
-    history: np.ndarray
-    n_items: int
-
-    def summed(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return the items that get something, rising, int64, and what each gets, float64."""
-        # place and number as one whole number: sorted fast, and each item's amounts stay in their order
-        entry = np.arange(len(self.item))
-        order = np.sort((self.item.astype(np.int64) << _ENTRY_BITS) | entry) & ((1 << _ENTRY_BITS) - 1)
-        items = self.item[order].astype(np.int64)
-        first = np.flatnonzero(np.diff(items, prepend=-1))
-        return items[first], np.add.reduceat(self.amount[order], first) if len(first) else self.amount
-
-    def above_average(self, chosen: np.ndarray, over: np.ndarray) -> np.ndarray:
-        """Return what each item of the history adds to each chosen row above its average, float64 [c, h]."""
-        # an item that was tried and not liked has no place in the history
-        latest = {row: place for place, row in enumerate(self.history.tolist())}
-        position = np.array([latest.get(row, -1) for row in self.newest.tolist()], dtype=np.int64)[self.age]
-        liked, length = position >= 0, len(self.history)
-        shown = (self.amount * over[self.item])[liked]
-        average = np.bincount(position[liked], weights=shown, minlength=length) / max(1, int(over.sum()))
-        place = np.full(self.n_items, -1, dtype=np.int64)
-        place[chosen] = np.arange(len(chosen))
-        hit = place[self.item]
-        kept = (hit >= 0) & liked
-        added = np.zeros((len(chosen), length))
-        np.add.at(added, (hit[kept], position[kept]), self.amount[kept])
-        return added - average
-
-
-def pairs_of(blend: BlendMembers, tried: np.ndarray, history: np.ndarray) -> PairSum:
-    """Return what the neighbours of what was tried add; it and the history are given oldest first."""
-    newest = tried[::-1][: len(blend.neighbour_decay)]
-    starts = blend.pair_starts[newest]
-    lengths = blend.pair_starts[newest + 1] - starts
-    age = np.repeat(np.arange(len(newest)), lengths)
-    before = np.cumsum(lengths) - lengths
-    entry = np.arange(len(age)) + (starts - before)[age]
-    amount = blend.pair_weights[entry].astype(np.float64) * blend.neighbour_decay[age]
-    return PairSum(newest, age, blend.pair_items[entry], amount, history, len(blend.popularity))
-
-
-@dataclass(frozen=True, slots=True)
-class _Raw:
-    """The raw scores of one member.
-
-    Parameters
-    ----------
-    total, squares
-        Their sum and the sum of their squares, over all items.
-    at
-        Gives them for some rows, float64.
-    """
-
-    total: float
-    squares: float
-    at: Callable[[np.ndarray], np.ndarray]
-
-    @classmethod
-    def dense(cls, scores: np.ndarray) -> "_Raw":
-        """Of scores that are there for all items."""
-        exact = scores.astype(np.float64, copy=False)
-        return cls(float(exact.sum()), float(exact @ exact), lambda rows: exact[rows])
-
-    @classmethod
-    def sparse(cls, items: np.ndarray, scores: np.ndarray) -> "_Raw":
-        """Of some items' scores, float64; the others, of which there are some, have 0. The items rise."""
-
-        def at(rows: np.ndarray) -> np.ndarray:
-            place = np.minimum(np.searchsorted(items, rows), len(items) - 1)
-            found: np.ndarray = np.where(items[place] == rows, scores[place], 0.0)
-            return found
-
-        return cls(float(scores.sum()), float(scores @ scores), at)
-
-    def over(self, without: np.ndarray, items: int) -> tuple[float, float]:
-        """Return mean and spread over all items but a few rows; the spread is infinite where it says nothing."""
-        count = items - len(without)
-        if not count:
-            return 0.0, np.inf
-        left = self.at(without)
-        mean = (self.total - float(left.sum())) / count
-        spread = float(np.sqrt(max(0.0, (self.squares - float(left @ left)) / count - mean * mean)))
-        return mean, np.inf if spread <= _LEAST_SPREAD * max(1.0, abs(mean)) else spread
-
-
-_NOTHING = _Raw(0.0, 0.0, lambda rows: np.zeros(len(rows)))
-
-
-@dataclass(frozen=True, slots=True)
-class _Placed:
-    """One member with its place in the score: ``coefficient * (raw - mean) / spread``."""
-
-    kind: MemberKind
-    raw: _Raw
-    mean: float
-    spread: float
-    coefficient: float
-    by_history: HistorySum | None = None
-
-
 class Blended:
     """The scores of all items for one question; see `server.serving.fusion.Scored`.
 
@@ -204,10 +75,16 @@ class Blended:
 
     Parameters
     ----------
+    raw
+        What the members say.
+    mean, spread
+        Of each member over the items that may be shown, float64 [m]; the spread is infinite where it says nothing.
+    coefficient
+        Of each member, float64 [m].
+    sums
+        How members come about that are sums over the history.
     quick
         The scores, but for a constant and for rounding.
-    placed
-        The members.
     again
         Rows with a habit, and what it adds to each, float64.
     shown
@@ -215,49 +92,62 @@ class Blended:
     """
 
     def __init__(
-        self, quick: QuickScores, placed: list[_Placed], again: tuple[np.ndarray, np.ndarray], shown: np.ndarray
+        self,
+        raw: RawScores,
+        mean: np.ndarray,
+        spread: np.ndarray,
+        coefficient: np.ndarray,
+        sums: Mapping[MemberKind, HistorySum],
+        quick: QuickScores,
+        again: tuple[np.ndarray, np.ndarray],
+        shown: np.ndarray,
     ) -> None:
-        self.quick, self._placed, self._again, self._shown = quick, placed, again, shown
+        self.quick, self._raw, self._mean, self._spread, self._coefficient = quick, raw, mean, spread, coefficient
+        self._sums, self._again, self._shown = sums, again, shown
+
+    @property
+    def kinds(self) -> tuple[MemberKind, ...]:
+        """The members that tell any item from another."""
+        told = zip(self._raw.kinds, self._coefficient.tolist(), self._spread.tolist(), strict=True)
+        said = [kind for kind, coefficient, spread in told if coefficient and spread < np.inf]
+        return (*said, "habit") if self._again[1].any() else tuple(said)
 
     def shortlist(self, eligible: np.ndarray, wanted: int) -> np.ndarray:
         """Return rows, rising, among which are the best eligible ones, as many as are wanted."""
         return self.quick.shortlist(eligible, wanted)
 
-    @property
-    def kinds(self) -> tuple[MemberKind, ...]:
-        """The members that tell any item from another."""
-        said = [each.kind for each in self._placed if each.coefficient and np.isfinite(each.spread)]
-        return (*said, "habit") if self._again[1].any() else tuple(said)
-
     def exact(self, rows: np.ndarray) -> np.ndarray:
         """Return the scores of some rows: the sum that `at` gives, without its parts."""
-        scores = np.zeros(len(rows))
-        for each in self._placed:
-            scores += each.coefficient * ((each.raw.at(rows) - each.mean) / each.spread)
-        habitual, amount = self._again
-        if len(habitual):
-            added = np.zeros(len(self._shown))
-            added[habitual] = amount
-            scores += added[rows]
-        return scores
+        return self._summed(self._z(rows), self._habits(rows))
 
     def at(self, rows: np.ndarray) -> Fused:
         """Return the members' opinions on some rows, and their sum."""
-        members: dict[MemberKind, Member] = {}
-        scores = np.zeros(len(rows))
-        for each in self._placed:
-            z = (each.raw.at(rows) - each.mean) / each.spread
-            members[each.kind] = Member(
-                z, np.full(len(rows), each.coefficient), each.spread, self._shown, each.by_history
-            )
-            scores += each.coefficient * z
+        z, habits = self._z(rows), self._habits(rows)
+        told = zip(self._raw.kinds, z, self._coefficient.tolist(), self._spread.tolist(), strict=True)
+        members: dict[MemberKind, Member] = {
+            kind: Member(said, np.full(len(rows), coefficient), spread, self._shown, self._sums.get(kind))
+            for kind, said, coefficient, spread in told
+        }
+        if habits is not None:
+            members["habit"] = Member(habits, np.ones(len(rows)), np.inf, self._shown)
+        return Fused(self._summed(z, habits), MappingProxyType(members))
+
+    def _z(self, rows: np.ndarray) -> np.ndarray:
+        z: np.ndarray = (self._raw.at(rows) - self._mean[:, None]) / self._spread[:, None]
+        return z
+
+    def _habits(self, rows: np.ndarray) -> np.ndarray | None:
         habitual, amount = self._again
-        if len(habitual):
-            added = np.zeros(len(self._shown))
-            added[habitual] = amount
-            members["habit"] = Member(added[rows], np.ones(len(rows)), np.inf, self._shown)
-            scores += added[rows]
-        return Fused(scores, MappingProxyType(members))
+        if not len(habitual):
+            return None
+        added = np.zeros(len(self._shown))
+        added[habitual] = amount
+        of_rows: np.ndarray = added[rows]
+        return of_rows
+
+    def _summed(self, z: np.ndarray, habits: np.ndarray | None) -> np.ndarray:
+        scores: np.ndarray = self._coefficient @ z
+        return scores if habits is None else scores + habits
 
 
 def blended(bundle: Bundle, stream: Stream, blend: BlendMembers, asked: Asked, query: np.ndarray | None) -> Blended:
@@ -272,134 +162,54 @@ def blended(bundle: Bundle, stream: Stream, blend: BlendMembers, asked: Asked, q
     query
         Unit vector of the query's text, float32 [d], or None.
     """
-    snapshot = stream.snapshot
-    shown = np.ones(len(snapshot.item_bias), dtype=bool)
-    without = np.empty(0, dtype=np.int64) if blend.repeats else np.unique(asked.seen)
-    shown[without] = False
-    sums = _history_sums(bundle, snapshot, blend, asked)
-    factors, texts = _users(snapshot, blend, asked.history, sums)
-    pairs, likeness = _pair_sums(blend, asked, sums), _likeness(bundle, blend, asked)
-    raws = _raws(stream, blend, factors, texts, pairs, likeness)
-    weights = blend.weights_of(asked.likes, opens=asked.opens)
-    placed = [
-        _Placed(kind, raw, *raw.over(without, len(shown)), float(weight), sums.get(kind))
-        for kind, raw, weight in zip(KINDS, raws, weights, strict=True)
-    ]
+    shown = np.ones(len(bundle.items), dtype=bool)
+    if not blend.repeats:
+        shown[asked.seen] = False
+    raw, sums = _raw_scores(bundle, stream, blend, asked)
+    coefficient = blend.weights_of(asked.likes, opens=asked.opens)
+    mean, spread = raw.mean_and_spread(shown)
     again = asked.seen[: len(asked.habit)], asked.habit.astype(np.float64)
-    quick = _quick(stream, blend, placed, factors, texts, pairs, likeness)
+    quick = raw.quick(coefficient / spread)
     if len(again[0]):
         quick = replace(quick, extras=(*quick.extras, (again[0], asked.habit)))
     if query is not None:
-        share = _share(stream, quick, shown, known=bool(len(asked.history)))
-        alike = bundle.model.product(query)
-        sums_of_all = bundle.model.sums.of_product(query)
-        asking = _Raw(*sums_of_all, lambda rows: (alike.rows[rows] @ query).astype(np.float64))
-        placed = [replace(each, coefficient=each.coefficient * share) for each in placed]
-        again = again[0], again[1] * share
-        wanted = _Placed("query", asking, *asking.over(without, len(shown)), QUERY_WEIGHT)
-        quick = quick.times(share)
-        quick = replace(quick, products=(*quick.products, alike.times(np.float32(QUERY_WEIGHT / wanted.spread))))
-        placed.insert(0, wanted)
-    return Blended(quick, placed, again, shown)
+        share = _share(raw, quick, shown, known=bool(len(asked.history)))
+        quick, again, coefficient = quick.times(share), (again[0], again[1] * share), coefficient * share
+        raw = replace(raw, query=bundle.model.product(query), query_sums=bundle.model.sums.of_product(query))
+        mean, spread = raw.mean_and_spread(shown)
+        coefficient = np.concatenate([[QUERY_WEIGHT], coefficient])
+        alike = bundle.model.product(query).times(np.float32(QUERY_WEIGHT / spread[0]))
+        quick = replace(quick, products=(*quick.products, alike))
+    return Blended(raw, mean, spread, coefficient, sums, quick, again, shown)
 
 
-def _users(
-    snapshot: MFSnapshot, blend: BlendMembers, history: np.ndarray, sums: Mapping[MemberKind, HistorySum]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return what item rows are multiplied with, float32: for the factors [k], and for the texts, or [0] without."""
-    by_text = sums.get("text")
-    if not blend.text_columns or not isinstance(by_text, Products):
-        return snapshot.user_factors(history), np.empty(0, dtype=np.float32)
-    return snapshot.user_factors(history), by_text.fading.astype(np.float32) @ by_text.rows[history]
-
-
-def _history_sums(
-    bundle: Bundle, snapshot: MFSnapshot, blend: BlendMembers, asked: Asked
-) -> dict[MemberKind, HistorySum]:
-    """Return how the members that are sums over the history come about."""
-    history = asked.history
+def _raw_scores(
+    bundle: Bundle, stream: Stream, blend: BlendMembers, asked: Asked
+) -> tuple[RawScores, Mapping[MemberKind, HistorySum]]:
+    """Return what the members say, and how those come about that are sums over the history."""
+    snapshot, history = stream.snapshot, asked.history
+    factors, width = snapshot.user_factors(history), snapshot.item_factors.shape[1]
+    pairs = pairs_of(blend, asked.tried, history)
+    neighbours = pairs.summed() if len(pairs.item) else None
+    vectors, likeness = np.zeros((2, width), dtype=np.float32), None
+    vectors[0] = factors
     if not len(history):
-        return {}
-    factors = factor_sum(snapshot, history)
-    sums: dict[MemberKind, HistorySum] = {"neighbours": pairs_of(blend, asked.tried, history), "factors": factors}
+        return RawScores(stream, blend, vectors, neighbours, None), {}
+    folded = factor_sum(snapshot, history)
+    sums: dict[MemberKind, HistorySum] = {"neighbours": pairs, "factors": folded}
     if blend.text_columns:
         texts = snapshot.item_factors[:, -blend.text_columns :]
-        sums["text"] = Products(texts, texts, history, factors.fading)
+        sums["text"] = Products(texts, texts, history, folded.fading)
+        vectors[1, -blend.text_columns :] = folded.fading.astype(np.float32) @ texts[history]
     else:
-        vectors = bundle.model.item_vectors
-        if (by_text := text_sum(vectors, history, text_interest(vectors, history)[1])) is not None:
+        interest, length = text_interest(bundle.model.item_vectors, history)
+        likeness = bundle.model.item_vectors @ interest.astype(np.float32)
+        if (by_text := text_sum(bundle.model.item_vectors, history, length)) is not None:
             sums["text"] = by_text
-    return sums
+    return RawScores(stream, blend, vectors, neighbours, likeness), sums
 
 
-def _pair_sums(
-    blend: BlendMembers, asked: Asked, sums: Mapping[MemberKind, HistorySum]
-) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return the items that neighbours say something of, and what, float64; None where there is no such item."""
-    pairs = sums.get("neighbours") or pairs_of(blend, asked.tried, asked.history)
-    return pairs.summed() if isinstance(pairs, PairSum) and len(pairs.item) else None
-
-
-def _likeness(bundle: Bundle, blend: BlendMembers, asked: Asked) -> np.ndarray | None:
-    """Return how like the history each item's text is, float32 [n]; None where the blend says that, or nobody."""
-    if not len(asked.history) or blend.text_columns:
-        return None
-    vectors = bundle.model.item_vectors
-    alike: np.ndarray = vectors @ text_interest(vectors, asked.history)[0].astype(np.float32)
-    return alike
-
-
-def _raws(
-    stream: Stream,
-    blend: BlendMembers,
-    factors: np.ndarray,
-    texts: np.ndarray,
-    pairs: tuple[np.ndarray, np.ndarray] | None,
-    likeness: np.ndarray | None,
-) -> tuple[_Raw, ...]:
-    """Return the members' raw scores, in the order of `KINDS`."""
-    snapshot, sums = stream.snapshot, stream.sums
-    rows, bias, width = snapshot.item_factors, snapshot.item_bias, len(texts)
-    by_factors = _Raw(
-        *sums.of_product(factors, 1.0),
-        lambda at: (bias[at] + rows[at] @ factors).astype(np.float64),
-    )
-    by_text = _NOTHING if likeness is None else _Raw.dense(likeness)
-    if width:
-        padded = np.concatenate([np.zeros(rows.shape[1] - width, dtype=np.float32), texts])
-        by_text = _Raw(*sums.of_product(padded), lambda at: (rows[at, -width:] @ texts).astype(np.float64))
-    by_neighbours = _NOTHING if pairs is None else _Raw.sparse(*pairs)
-    popular = blend.popularity
-    nothing = np.zeros(rows.shape[1])
-    by_popularity = _Raw(*sums.of_product(nothing, 0.0, 1.0), lambda at: popular[at].astype(np.float64))
-    return by_neighbours, by_factors, by_text, by_popularity
-
-
-def _quick(
-    stream: Stream,
-    blend: BlendMembers,
-    placed: list[_Placed],
-    factors: np.ndarray,
-    texts: np.ndarray,
-    pairs: tuple[np.ndarray, np.ndarray] | None,
-    likeness: np.ndarray | None,
-) -> QuickScores:
-    """Return the scores of all items, but for a constant, as one pass over their rows gives them."""
-    snapshot = stream.snapshot
-    scale = {each.kind: np.float32(each.coefficient / each.spread) for each in placed}
-    weights = scale["factors"] * factors
-    if len(texts):
-        weights[-len(texts) :] += scale["text"] * texts
-    held = {"factors": snapshot.item_bias, "popularity": blend.popularity}
-    columns = [(held[kind], scale[kind]) for kind in _COLUMNS]
-    if likeness is not None:
-        columns.append((likeness, scale["text"]))
-    extras = () if pairs is None else ((pairs[0], scale["neighbours"] * pairs[1].astype(np.float32)),)
-    return QuickScores((Product(snapshot.item_factors, weights, stream.coarse),), tuple(columns), extras)
-
-
-def _share(stream: Stream, quick: QuickScores, shown: np.ndarray, *, known: bool) -> float:
+def _share(raw: RawScores, quick: QuickScores, shown: np.ndarray, *, known: bool) -> float:
     """Return the factor that brings the blend's scores to their spread beside a query."""
-    summed = len(quick.columns) == len(_COLUMNS)
-    spread = quick.spread(stream.sums, shown) if summed else float(quick.of_all()[shown].std())
-    return SPREAD_BESIDE_QUERY[known] / spread if spread > _LEAST_SPREAD else 0.0
+    spread = quick.spread(raw.stream.sums, shown) if raw.likeness is None else float(quick.of_all()[shown].std())
+    return SPREAD_BESIDE_QUERY[known] / spread if spread > LEAST_SPREAD else 0.0

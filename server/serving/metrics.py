@@ -75,7 +75,8 @@ class ServiceMetrics:
         self._requests = Counter("requests", "Answers, by route and status.", ["method", "route", "status"], **own)
         self._seconds = Histogram("seconds", "Time to the first byte of an answer.", ["route"], buckets=_BUCKETS, **own)
         self._kinds: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
-        self._users = Counter("slates", "Slates, by whether the user is known.", ["known_user"], **own)
+        users = Counter("slates", "Slates, by whether the user is known.", ["known_user"], **own)
+        self._users = {known: users.labels(str(known).lower()) for known in (False, True)}
         self._events = Counter("events", "Events that the broker took.", **own)
         gauges: tuple[tuple[str, str, Read], ...] = (
             ("ready", "1 when there is a model.", self._ready),
@@ -102,7 +103,7 @@ class ServiceMetrics:
 
     def slate(self, *, known_user: bool) -> None:
         """Take note of a slate."""
-        self._users.labels(str(known_user).lower()).inc()
+        self._users[known_user].inc()
 
     def event(self) -> None:
         """Take note of an event that the broker took."""

@@ -3,6 +3,7 @@
 import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
+from itertools import count, starmap
 from typing import Any
 
 import numpy as np
@@ -240,12 +241,10 @@ def recommend(
         eligible[_rows(bundle, recent.rejected)] = False
     chosen, scores, propensities, fused = _chosen(bundle, scored, eligible, question, request_id)
     why = [()] * len(chosen) if fused is None else reasons_for(bundle, asked.history, fused, chosen)
-    ids, titles = bundle.items.ids, bundle.items.titles
-    told = zip(chosen.tolist(), scores.tolist(), propensities.tolist(), why, strict=True)
-    items = tuple(
-        Recommendation(ids[row], rank, score, propensity, titles[row], reasons)
-        for rank, (row, score, propensity, reasons) in enumerate(told, start=1)
-    )
+    rows = chosen.tolist()
+    ids, titles = bundle.items.ids.at(rows), bundle.items.titles.at(rows)
+    told = zip(ids, count(1), scores.tolist(), propensities.tolist(), titles, why, strict=False)
+    items = tuple(starmap(Recommendation, told))
     return Slate(
         request_id=request_id,
         model_version=bundle.version,

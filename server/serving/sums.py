@@ -39,14 +39,14 @@ class ItemSums:
             products += part.T @ part
         return cls(columns, products)
 
-    def of_product(self, weights: np.ndarray, *more: float) -> tuple[float, float]:
-        """Return sum and sum of squares of the columns times weights, float [c]; `more` weighs the columns behind.
+    def of_products(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return sum and sum of squares of the columns times each row of weights, float64 [m, d]; both [m]."""
+        return weights @ self.columns, np.einsum("md,md->m", weights @ self.products, weights)
 
-        Columns without a weight do not count.
-        """
-        w = np.concatenate([weights.astype(np.float64), more]) if more else weights.astype(np.float64)
-        held = len(w)
-        return float(self.columns[:held] @ w), float(w @ self.products[:held, :held] @ w)
+    def of_product(self, weights: np.ndarray, *more: float) -> tuple[float, float]:
+        """Return sum and sum of squares of the columns times weights, float [c]; `more` weighs the columns behind."""
+        (total,), (squares,) = self.of_products(np.concatenate([weights.astype(np.float64), more])[None])
+        return float(total), float(squares)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Return the arrays by name."""

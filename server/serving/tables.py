@@ -5,7 +5,7 @@ bytes, one after another, and their hashes in order, which processes share throu
 """
 
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from hashlib import blake2b
 from itertools import accumulate
 from typing import overload
@@ -51,6 +51,11 @@ class TextTable(Sequence[str]):
         if not -len(self) <= row < len(self):
             raise IndexError(row)
         return self._bytes(row % len(self)).decode("utf-8", errors="surrogatepass")
+
+    def at(self, rows: Iterable[int]) -> list[str]:
+        """Return the texts of some rows, none of which may be below 0."""
+        raw, starts = self._raw, self._starts
+        return [str(raw[starts[row] : starts[row + 1]], "utf-8", "surrogatepass") for row in rows]
 
     def _bytes(self, row: int) -> bytes:
         return bytes(self._raw[self._starts[row] : self._starts[row + 1]])

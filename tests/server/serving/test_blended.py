@@ -136,11 +136,11 @@ def test_sums_are_those_of_the_products() -> None:
     factors, bias = rng.standard_normal((70, 5)).astype(np.float32), rng.standard_normal(70).astype(np.float32)
     sums = ItemSums.of(factors, bias, bias)
     u = rng.standard_normal(5)
-    for more in ((), (1.0,), (0.0, -2.5)):
+    for more in ((0.0, 0.0), (1.0, 0.0), (0.5, -2.5)):
         raw = factors.astype(np.float64) @ u + sum(more) * bias.astype(np.float64)
         np.testing.assert_allclose(sums.of_product(u, *more), (raw.sum(), raw @ raw), rtol=1e-9)
     again = ItemSums.from_arrays(sums.arrays())
-    assert again.of_product(u) == sums.of_product(u)
+    assert again.of_product(u, 1.0, 0.0) == sums.of_product(u, 1.0, 0.0)
 
 
 def test_a_member_that_says_the_same_of_all_is_left_out() -> None:
