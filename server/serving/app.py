@@ -89,6 +89,10 @@ class Answering:
         return replace(question, at=at, explore=explore)
 
     def slate(self, question: Question) -> dict[str, Any]:
+        """Answer a question, with what it leaves to the service."""
+        return self.slate_of(self.completed(question))
+
+    def slate_of(self, question: Question) -> dict[str, Any]:
         """Answer a completed question from one bundle, taken once: query, items, clicks and version belong together."""
         bundle = self.source.bundle()
         vector = None if question.query is None else self.queries.vector(bundle.model, question.query)
@@ -181,7 +185,7 @@ def _answer_with(answering: Answering, metrics: ServiceMetrics, slates: SlateLog
 
     def slate_of(question: Question) -> Response:
         question = answering.completed(question)
-        slate = answering.slate(question)
+        slate = answering.slate_of(question)
         metrics.slate(known_user=slate["known_user"])
         if slates is not None:
             asked = asdict(question)

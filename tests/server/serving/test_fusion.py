@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 from server.serving.bundle import Bundle
 from server.serving.fusion import (
     FusionTable,
-    best,
     fuse,
     history_weights,
     standardised,
     text_interest,
 )
+from server.serving.shortlist import best
 from tests.oracles.best import best_slowly
 from tests.server.serving.stores import COLD
 

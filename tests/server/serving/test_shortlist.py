@@ -85,12 +85,14 @@ def test_a_shortlist_misses_none_of_the_best(kind: str, share: float, monkeypatc
 
 def exactly(scores: QuickScores) -> np.ndarray:
     """Return the scores, float64, one after another."""
-    exact = sum(each.rows.astype(np.float64) @ each.vector.astype(np.float64) for each in scores.products)
-    exact = exact + sum(values.astype(np.float64) * float(factor) for values, factor in scores.columns)
+    exact = np.zeros(ITEMS)
+    for each in scores.products:
+        exact += each.rows.astype(np.float64) @ each.vector.astype(np.float64)
+    for values, factor in scores.columns:
+        exact += values.astype(np.float64) * float(factor)
     for rows, amounts in scores.extras:
         exact[rows] += amounts
-    found: np.ndarray = exact
-    return found
+    return exact
 
 
 @in_8_bits
