@@ -24,7 +24,7 @@ from server.serving.limits import Limits, TokenBuckets
 from server.serving.metrics import CONTENT_TYPE, Measured, ServiceMetrics
 from server.serving.problems import Problem, problem_responses
 from server.serving.query import QueryTexts
-from server.serving.quick_route import QuestionRoute
+from server.serving.quick_route import QuickRoute
 from server.serving.recommend import MAX_K, Question, RequestIds, random_request_id, recommend, similar, slate_payload
 from server.serving.schemas import (
     EventOut,
@@ -157,6 +157,8 @@ def create_app(
         redoc_url=None,
     )
     metrics = ServiceMetrics(source, live, clock, process)
+    answering = Answering(source, queries, new_id, live, clock, explore)
+    _add_questions(app, source, _answer_with(answering, metrics, slates))
     problems.install(app, limits.body_bytes)
     # the last one added is asked first
     app.add_middleware(Patience, limits=limits)
@@ -171,8 +173,6 @@ def create_app(
         )
     app.add_middleware(Measured, metrics=metrics)
 
-    answering = Answering(source, queries, new_id, live, clock, explore)
-    _add_questions(app, source, _answer_with(answering, metrics, slates))
     _add_events(app, events or NoBroker(), metrics, new_id, clock)
     _add_state(app, source, clock, metrics)
     add_console(app)
@@ -219,6 +219,13 @@ def _add_events(app: FastAPI, sink: EventSink, metrics: ServiceMetrics, new_id: 
 
 
 def _add_questions(app: FastAPI, source: BundleSource, answer: Answer) -> None:
+    @app.post(
+        "/v1/recommendations",
+        response_model=SlateOut,
+        response_model_exclude_unset=True,
+        responses=_problems(400, 413, 422),
+        summary="Recommend for a user, a history, a text, or any of them together",
+    )
     async def recommendations(body: RecommendationRequest) -> Response:
         question = Question(
             user_id=body.user_id,
@@ -236,16 +243,8 @@ def _add_questions(app: FastAPI, source: BundleSource, answer: Answer) -> None:
         )
         return await answer(question)
 
-    app.router.add_api_route(
-        "/v1/recommendations",
-        recommendations,
-        methods=["POST"],
-        response_model=SlateOut,
-        response_model_exclude_unset=True,
-        responses=_problems(400, 413, 422),
-        summary="Recommend for a user, a history, a text, or any of them together",
-        route_class_override=QuestionRoute,
-    )
+    # added before all others, so it is asked last
+    app.add_middleware(QuickRoute, route=app.routes[-1], endpoint=recommendations)
 
     @app.get(
         "/v1/users/{user_id:path}/recommendations",

@@ -70,7 +70,8 @@ def problem(
     return ProblemResponse(json.dumps(body.model_dump()).encode("ascii"), status_code=status, headers=headers)
 
 
-def _of_anabranch(request: Request, error: Exception) -> Response:
+def told_of(error: AnabranchError) -> Response:
+    """Return the problem that an error of ours is to a caller."""
     if isinstance(error, UnknownItem):
         return problem(404, "unknown-item", str(error))
     if isinstance(error, UsageError | MalformedEvent):
@@ -81,6 +82,11 @@ def _of_anabranch(request: Request, error: Exception) -> Response:
         return problem(503, "no-model", NO_MODEL, headers=later)
     kind = "no-broker" if isinstance(error, StreamError) else "unavailable"
     return problem(503, kind, str(error), headers=later)
+
+
+def _of_anabranch(request: Request, error: Exception) -> Response:
+    assert isinstance(error, AnabranchError)  # noqa: S101  the framework hands over no other
+    return told_of(error)
 
 
 def _of_http(request: Request, error: Exception) -> Response:
@@ -171,7 +177,7 @@ class BodyLimit:
             refused = problem(413, "too-large", detail, headers={"Connection": "close"})
             await refused(scope, receive, send)
             return
-        await self._app(scope, _replay(body, receive), send)
+        await self._app(scope, replayed(body, receive), send)
 
     async def _read(self, scope: Scope, receive: Receive) -> bytes | None:
         declared = dict(scope["headers"]).get(b"content-length", b"")
@@ -191,7 +197,8 @@ class BodyLimit:
         return b"".join(parts)
 
 
-def _replay(body: bytes, receive: Receive) -> Callable[[], Awaitable[Message]]:
+def replayed(body: bytes, receive: Receive) -> Callable[[], Awaitable[Message]]:
+    """Return what gives a body that was read once more, and then what comes after it."""
     sent = False
 
     async def again() -> Message:

@@ -15,6 +15,8 @@ BATCH = 64
 """Most texts of one pass of the encoder: whoever waits for the next pass waits for all of this one."""
 CACHED = 10_000
 """So many vectors are kept, the ones that were asked for last: 15 MB of 384 numbers each."""
+WARM_WORDS = 24
+"""Questions of up to so many words find everything prepared."""
 LONGEST_CACHED = 1_000
 """Longer texts, in characters, are hardly asked for twice."""
 
@@ -73,10 +75,13 @@ class QueryTexts:
         self._vectors_of: Model | None = None
 
     def warm(self, model: Model) -> None:
-        """Load the encoder, install the model's adapter and encode once; errors as for `vector`."""
+        """Load the encoder, install the model's adapter and encode a little; errors as for `vector`."""
         with self._lock:
-            # the first pass prepares what later ones use, which takes several times as long
-            self._ready(model).encode(["warm"])
+            encoder = self._ready(model)
+            # the first pass prepares what later ones use, which takes several times as long; and so does, in part, the
+            # first one of each length
+            for words in range(1, WARM_WORDS + 1):
+                encoder.encode([" ".join(["warm"] * words)])
 
     def vector(self, model: Model, text: str) -> np.ndarray:
         """Return the text's unit vector under the model's adapter, float32 [d].

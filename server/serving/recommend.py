@@ -1,6 +1,6 @@
 """Question in, slate out: pure, whatever edge asks."""
 
-import uuid
+import secrets
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from itertools import count, starmap
@@ -36,7 +36,7 @@ RequestIds = Callable[[], str]
 
 def random_request_id() -> str:
     """Return a new unguessable id."""
-    return uuid.uuid4().hex
+    return secrets.token_hex(16)
 
 
 @dataclass(frozen=True, slots=True)
