@@ -2,7 +2,16 @@
 
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
+
+Content = bytes | Sequence[bytes | memoryview]
+"""What a file is to hold: whole, or in parts that follow each other, so that nobody needs to join them."""
+
+
+def parts_of(content: Content) -> Sequence[bytes | memoryview]:
+    """Return the parts of a content; one that is whole is its only part."""
+    return [content] if isinstance(content, bytes) else content
 
 
 class Disk:
@@ -20,10 +29,10 @@ class Disk:
         finally:
             os.close(handle)
 
-    def write(self, path: Path, content: bytes) -> None:
+    def write(self, path: Path, content: Content) -> None:
         """Write and sync one file; its name is not durable before the folder is synced."""
         with path.open("wb") as file:
-            file.write(content)
+            file.writelines(parts_of(content))
             file.flush()
             self.sync(file.fileno())
 

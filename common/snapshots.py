@@ -10,7 +10,7 @@ import numpy as np
 from common.blends import BlendMembers, read_blend
 from common.errors import ArtifactCorrupt
 from common.manifests import Manifest, TensorSpec
-from common.store import pack_arrays, publish_folder, read_manifest, unpack_arrays
+from common.store import array_parts, publish_folder, read_manifest, unpack_arrays
 
 ARRAYS_NAME = "arrays.safetensors"
 IDS_NAME = "ids.json"
@@ -105,10 +105,15 @@ class _Ids(msgspec.Struct, frozen=True):
     users: tuple[str, ...]
 
 
+def arrays_of(snapshot: MFSnapshot) -> dict[str, np.ndarray]:
+    """Return all arrays of a snapshot, the blend's included, by the names that they have in its folder."""
+    blend = {} if snapshot.blend is None else snapshot.blend.arrays()
+    return {name: getattr(snapshot, name) for name in ARRAYS} | dict(blend)
+
+
 def write_snapshot(folder: Path, snapshot: MFSnapshot, created_at: int) -> Manifest:
     """Publish the snapshot as an immutable folder; see `common.store.publish_folder`."""
-    blend = snapshot.blend
-    arrays = {name: getattr(snapshot, name) for name in ARRAYS} | ({} if blend is None else blend.arrays())
+    blend, arrays = snapshot.blend, arrays_of(snapshot)
     manifest = Manifest(
         kind=KIND if blend is None else BLEND_KIND,
         version=folder.name,
@@ -124,7 +129,7 @@ def write_snapshot(folder: Path, snapshot: MFSnapshot, created_at: int) -> Manif
         },
     )
     ids = msgspec.json.encode(_Ids(tuple(snapshot.item_ids), tuple(snapshot.user_ids)))
-    return publish_folder(folder, {ARRAYS_NAME: pack_arrays(arrays), IDS_NAME: ids}, manifest)
+    return publish_folder(folder, {ARRAYS_NAME: array_parts(arrays), IDS_NAME: ids}, manifest)
 
 
 def read_snapshot(folder: Path) -> MFSnapshot:

@@ -9,7 +9,7 @@ own, in the form that ``sha256sum --check`` reads.
 
 import hashlib
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +19,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 
-from common.disk import DISK, Disk
+from common.disk import DISK, Content, Disk, parts_of
 from common.errors import ArtifactCorrupt
 from common.manifests import Manifest, decode_manifest, encode_manifest
 
@@ -73,8 +73,21 @@ def file_sha256(path: Path) -> str:
 def pack_arrays(arrays: Mapping[str, np.ndarray]) -> bytes:
     """Return the arrays as safetensors bytes; the same arrays give the same bytes.
 
-    They are those of `safetensors.numpy.save`, which copies everything twice where this copies once. The format: the
-    header's length in 8 bytes, the header in JSON, filled up with blanks to a multiple of 8, the arrays' own bytes.
+    They are those of `safetensors.numpy.save`, which copies everything twice where this copies once.
+
+    Raises
+    ------
+    KeyError
+        When the format has no name for the type of an array.
+    """
+    return b"".join(array_parts(arrays))
+
+
+def array_parts(arrays: Mapping[str, np.ndarray]) -> list[bytes | memoryview]:
+    """Return what `pack_arrays` joins; nothing is copied, so a part changes with its array.
+
+    The format: the header's length in 8 bytes, the header in JSON, filled up with blanks to a multiple of 8, the
+    arrays' own bytes.
 
     Raises
     ------
@@ -93,9 +106,7 @@ def pack_arrays(arrays: Mapping[str, np.ndarray]) -> bytes:
         header[name] = {"dtype": kind, "shape": array.shape, "data_offsets": (start, end)}
     told = msgspec.json.encode(header)
     told += b" " * (-len(told) % 8)
-    return b"".join(
-        [len(told).to_bytes(8, "little"), told, *(array.reshape(-1).view(np.uint8).data for _, array in named)]
-    )
+    return [len(told).to_bytes(8, "little"), told, *(array.reshape(-1).view(np.uint8).data for _, array in named)]
 
 
 def unpack_arrays(raw: bytes, where: str) -> dict[str, np.ndarray]:
@@ -137,7 +148,7 @@ def map_arrays(path: Path) -> dict[str, np.ndarray]:
     return arrays
 
 
-def publish_folder(target: Path, files: Mapping[str, bytes], manifest: Manifest, disk: Disk = DISK) -> Manifest:
+def publish_folder(target: Path, files: Mapping[str, Content], manifest: Manifest, disk: Disk = DISK) -> Manifest:
     """Write an immutable artifact: its files, then the manifest with their hashes, then one rename.
 
     Parameters
@@ -145,7 +156,7 @@ def publish_folder(target: Path, files: Mapping[str, bytes], manifest: Manifest,
     target
         The folder to create.
     files
-        Relative name ("adapter/adapter_model.safetensors") to content.
+        Relative name ("adapter/adapter_model.safetensors") to content, whole or in parts.
     manifest
         Its `files` are filled in here.
     disk
@@ -182,7 +193,7 @@ def publish_folder(target: Path, files: Mapping[str, bytes], manifest: Manifest,
     return written
 
 
-def _write_all(folder: Path, files: Mapping[str, bytes], disk: Disk) -> None:
+def _write_all(folder: Path, files: Mapping[str, Content], disk: Disk) -> None:
     for name, content in files.items():
         disk.make_folders((folder / name).parent)
         disk.write(folder / name, content)
@@ -199,8 +210,15 @@ def seal(files: Mapping[str, bytes], manifest: Manifest) -> tuple[Manifest, dict
     return _sealed(_hashes(files), manifest)
 
 
-def _hashes(files: Mapping[str, bytes]) -> dict[str, str]:
-    return {name: hashlib.sha256(content).hexdigest() for name, content in sorted(files.items())}
+def _hashes(files: Mapping[str, Content]) -> dict[str, str]:
+    return {name: _sha256(parts_of(content)) for name, content in sorted(files.items())}
+
+
+def _sha256(parts: Sequence[bytes | memoryview]) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()
 
 
 def _sealed(hashes: Mapping[str, str], manifest: Manifest) -> tuple[Manifest, dict[str, bytes]]:

@@ -18,7 +18,7 @@ import numpy as np
 
 from common.errors import ArtifactCorrupt, CheckpointMismatch, StoreError
 from common.manifests import Manifest, TensorSpec
-from common.store import pack_arrays, publish_folder, unpack_arrays, verify_folder
+from common.store import array_parts, publish_folder, unpack_arrays, verify_folder
 
 KIND = "checkpoint"
 SCHEMA = 1
@@ -98,8 +98,11 @@ class CheckpointFolder:
     def write(
         self, sequence: int, arrays: Mapping[str, np.ndarray], details: Mapping[str, Any], created_at: int
     ) -> int:
-        """Publish one checkpoint, then delete the oldest beyond `keep`; return the bytes of the state."""
-        packed = pack_arrays(arrays)
+        """Publish one checkpoint, then delete the oldest beyond `keep`; return the bytes of the state.
+
+        The arrays are read and not copied, so they may be a learner's own while it rests.
+        """
+        packed = array_parts(arrays)
         manifest = Manifest(
             kind=KIND,
             version=sequence_name(sequence),
@@ -110,7 +113,7 @@ class CheckpointFolder:
         )
         publish_folder(self.folder / sequence_name(sequence), {STATE_NAME: packed}, manifest)
         keep_newest(self.folder, self._keep)
-        return len(packed)
+        return sum(map(len, packed))
 
     def read(self, sequence: int) -> Checkpoint:
         """Return the checkpoint of a number.

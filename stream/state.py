@@ -197,10 +197,10 @@ class StreamState:
         return _as_json(self.offsets)
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Return all arrays of a checkpoint."""
+        """Return all arrays of a checkpoint; the learners' are their own, which the next record changes."""
         state = self.arrays_beside_learners()
         for contender, learner in self.progressive.contenders.items():
-            state |= {f"{contender}/{name}": array for name, array in learner.state_arrays().items()}
+            state |= {f"{contender}/{name}": array for name, array in learner.state_views().items()}
         return state
 
     def arrays_beside_learners(self) -> dict[str, np.ndarray]:

@@ -395,12 +395,13 @@ class Blend(PartRanker):
             Topic to partition (as text) to the next offset to read.
         """
         items, taste, rows = self._factors.items, self._factors.taste, slice(0, self.n_items)
-        history, factors, bias = items.history[rows], items.factors[rows], items.bias[rows]
+        texts = self._texts.rows[rows, : self.text_dimensions if self._texts.described else 0]
+        factors, bias = np.hstack([items.factors[rows], texts]), items.bias[rows].copy()
+        history = np.empty_like(factors)
+        history[:, : self.n_factors] = items.history[rows]
         if self._texts.described:
-            texts = self._texts.rows[rows]
-            history = np.hstack([history, texts @ taste.matrix])
-            factors = np.hstack([factors, texts])
-            bias = bias + texts @ taste.tilt
+            np.matmul(texts, taste.matrix, out=history[:, self.n_factors :])
+            bias += texts @ taste.tilt
         return frozen_snapshot(self, history, factors, bias, float(self.recency), offsets, self._frozen_members())
 
     def _frozen_members(self) -> BlendMembers:

@@ -18,14 +18,14 @@ def frozen_snapshot(
     offsets: Mapping[str, Mapping[str, int]],
     blend: BlendMembers | None = None,
 ) -> MFSnapshot:
-    """Return a snapshot of the factors with the learner's items, counts, users and histories, all copied.
+    """Return a snapshot of the factors with the learner's items, counts, users and histories, these all copied.
 
     Parameters
     ----------
     learner
         Whose users and items they are.
     history_factors, item_factors, item_bias
-        float32 [n, k], [n, k] and [n].
+        float32 [n, k], [n, k] and [n], as they are to be kept: no view of what the learner goes on with.
     recency
         Decay of the history, in events.
     offsets
@@ -36,9 +36,9 @@ def frozen_snapshot(
     histories, seen = learner.all_users_items()
     return MFSnapshot(
         item_ids=learner.item_ids,
-        history_factors=np.array(history_factors, dtype=np.float32, order="C"),
-        item_factors=np.array(item_factors, dtype=np.float32, order="C"),
-        item_bias=np.array(item_bias, dtype=np.float32),
+        history_factors=history_factors,
+        item_factors=item_factors,
+        item_bias=item_bias,
         item_counts=learner.item_counts.copy(),
         user_ids=learner.user_ids,
         history_starts=histories[0],

@@ -319,5 +319,10 @@ class MF(ArrayRanker):
         """
         items, rows = self._items, slice(0, self.n_items)
         return frozen_snapshot(
-            self, items.history[rows], items.factors[rows], items.bias[rows], float(self.recency), offsets
+            self,
+            items.history[rows].copy(),
+            items.factors[rows].copy(),
+            items.bias[rows].copy(),
+            float(self.recency),
+            offsets,
         )

@@ -7,7 +7,7 @@ import numpy as np
 
 from common.errors import InvalidSetting
 from stream.learner.kernels import GOLDEN, UserRows, compiled, mix
-from stream.learner.packing import packed_places, unpacked_places
+from stream.learner.packing import packed_places, taken_in_rows, unpacked_places
 from stream.learner.parts import Arrays, Event, Ground, Part, PartRanker, check_counts, check_rates, decay_of
 
 _PROBES = 8
@@ -115,6 +115,24 @@ def score_neighbours(
         out[row] = sums[row + 1] * pairs.scale[row]
 
 
+@compiled
+def list_pairs(pairs: Pairs, asking: np.ndarray, starts: np.ndarray, items: np.ndarray, weights: np.ndarray) -> None:
+    """Write each row's items and their weights as they are asked, ``asking_i C[i, k] scale_k``, from ``starts[i]`` on.
+
+    Pairs that weigh 0 are left out; `starts` knows of none.
+    """
+    for row in range(len(asking)):
+        end = starts[row]
+        if end == starts[row + 1]:
+            continue
+        for place in range(pairs.weight.shape[1]):
+            if pairs.weight[row, place] != np.float32(0.0):
+                item = pairs.other[row, place] - 1
+                items[end] = item
+                weights[end] = pairs.weight[row, place] * asking[row] * pairs.scale[item]
+                end += 1
+
+
 class NeighboursPart(Part):
     """The arithmetic of `Neighbours`; its parameters are the same."""
 
@@ -191,12 +209,12 @@ class NeighboursPart(Part):
             int64 [n + 1], int32 [p] and float32 [p]: row i has the weights ``[starts[i]:starts[i + 1]]`` at the items
             ``[starts[i]:starts[i + 1]]``.
         """
-        other, weight = self._pairs.other[:n_items], self._pairs.weight[:n_items]
-        filled = np.flatnonzero(weight)
-        rows, items = filled // self._places, other.reshape(-1)[filled] - 1
-        asking = 1.0 / (self._counts[:n_items].astype(np.float32) ** self._query.alpha + np.float32(1.0))
-        starts = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=n_items))]).astype(np.int64)
-        return starts, items, weight.reshape(-1)[filled] * asking[rows] * self._pairs.scale[items]
+        pairs = Pairs(*(array[:n_items] for array in self._pairs))
+        asking = np.float32(1.0) / (self._counts[:n_items].astype(np.float32) ** self._query.alpha + np.float32(1.0))
+        starts = np.concatenate([[0], np.cumsum(taken_in_rows(pairs.weight))]).astype(np.int64)
+        items, weights = np.empty(starts[-1], dtype=np.int32), np.empty(starts[-1], dtype=np.float32)
+        list_pairs(pairs, asking, starts, items, weights)
+        return starts, items, weights
 
     def _scale(self, count: int) -> np.float32:
         return np.float32(scale_of(count, self._query.beta))

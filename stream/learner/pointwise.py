@@ -345,5 +345,5 @@ class PointwiseMF(ArrayRanker):
             Topic to partition (as text) to the next offset to read.
         """
         rows = slice(0, self.n_items)
-        factors, bias = self._items.factors[rows], self._items.bias[rows]
+        factors, bias = self._items.factors[rows].copy(), self._items.bias[rows].copy()
         return frozen_snapshot(self, factors, factors, bias, 10.0, offsets)

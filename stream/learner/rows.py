@@ -207,11 +207,15 @@ class UserItemRows:
 
     def state_arrays(self) -> dict[str, np.ndarray]:
         """Return the whole state as arrays, cut to what is used; `load_state` takes it back bit for bit."""
+        return {name: array.copy() for name, array in self.state_views().items()}
+
+    def state_views(self) -> dict[str, np.ndarray]:
+        """Return what `state_arrays` copies: the learner's own arrays, for who is done with them before it learns."""
         cut = {name: array[: self.n_items] for name, array in self._item_arrays.items()}
-        state = {f"item.{name}": array.copy() for name, array in self._packed(cut).items()}
-        state |= {f"user.{name}": array[: self.n_users].copy() for name, array in self._user_arrays.items()}
-        state |= {f"log.{name}": array[: self._log_size].copy() for name, array in self._log_arrays.items()}
-        state |= {f"fixed.{name}": array.copy() for name, array in self._fixed_arrays.items()}
+        state = {f"item.{name}": array for name, array in self._packed(cut).items()}
+        state |= {f"user.{name}": array[: self.n_users] for name, array in self._user_arrays.items()}
+        state |= {f"log.{name}": array[: self._log_size] for name, array in self._log_arrays.items()}
+        state |= {f"fixed.{name}": array for name, array in self._fixed_arrays.items()}
         for kind, rows in (("item", self._item_rows), ("user", self._user_rows)):
             state[f"{kind}.id_ends"], state[f"{kind}.ids"] = pack_ids(rows)
         state["events"] = np.array([self._events], dtype=np.int64)
@@ -228,7 +232,7 @@ class UserItemRows:
             shape; the learner is unchanged.
         """
         check_params(arrays["params"].tobytes() if "params" in arrays else b"", self._params_json())
-        for name, like in self.state_arrays().items():
+        for name, like in self.state_views().items():
             found = arrays.get(name)
             kept = 0 if name.startswith("fixed.") else 1  # rows may differ in number, but for those of fixed arrays
             if found is None or found.dtype != like.dtype or found.shape[kept:] != like.shape[kept:]:
@@ -256,4 +260,4 @@ class UserItemRows:
 
     def state_sha256(self) -> str:
         """Return the SHA-256 of the whole state."""
-        return arrays_sha256(self.state_arrays().items())
+        return arrays_sha256(self.state_views().items())

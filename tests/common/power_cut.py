@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from common.disk import Disk
+from common.disk import Content, Disk, parts_of
 
 MOST_SUBSETS = 256
 """Of one moment; with more unsynced names than that allows, all kept, all lost, and each one kept or lost alone."""
@@ -82,8 +82,8 @@ class RecordingDisk(Disk):
         self._open = folder
         super().sync_folder(folder)
 
-    def write(self, path: Path, content: bytes) -> None:
-        self._node(path.parent).change({path.name: Node(content=content)})
+    def write(self, path: Path, content: Content) -> None:
+        self._node(path.parent).change({path.name: Node(content=b"".join(parts_of(content)))})
         self._open = path
         self._note()
         super().write(path, content)
@@ -208,4 +208,4 @@ def lay_out(tree: Tree, folder: Path) -> None:
     """Make a tree real in an empty folder."""
     for name, content in sorted(tree, key=lambda entry: entry[0]):
         path = folder / name
-        path.mkdir() if content is None else path.write_bytes(content)
+        path.mkdir() if content is None else path.write_bytes(b"".join(parts_of(content)))

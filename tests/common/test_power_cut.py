@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from common.disk import Disk
+from common.disk import Content, Disk, parts_of
 from common.errors import ArtifactCorrupt
 from common.manifests import Manifest
 from common.store import publish_folder, verify_folder, write_atomic
@@ -60,10 +60,10 @@ class Forgetful(RecordingDisk):
 
     left_out = ""
 
-    def write(self, path: Path, content: bytes) -> None:
+    def write(self, path: Path, content: Content) -> None:
         if self.left_out == "sync a file":
-            self._node(path.parent).change({path.name: Node(content=content)})
-            path.write_bytes(content)
+            self._node(path.parent).change({path.name: Node(content=b"".join(parts_of(content)))})
+            path.write_bytes(b"".join(parts_of(content)))
         else:
             super().write(path, content)
 

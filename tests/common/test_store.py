@@ -14,6 +14,7 @@ from common.manifests import Manifest
 from common.store import (
     MANIFEST_NAME,
     SEAL_NAME,
+    array_parts,
     file_sha256,
     pack_arrays,
     publish_folder,
@@ -61,6 +62,15 @@ def test_a_published_folder_verifies_and_names_its_files(tmp_path: Path) -> None
         "v1/manifest.sha256",
     }
     assert written.details == {"round": 3}
+
+
+def test_a_file_in_parts_is_the_same_as_one_that_is_whole(tmp_path: Path) -> None:
+    arrays = {"a": np.arange(12.0).reshape(3, 4).T, "none": np.zeros((0, 2), dtype=np.int32), "b": np.ones(3)}
+    in_parts = {"arrays": array_parts(arrays), "nothing": []}
+    whole = {"arrays": pack_arrays(arrays), "nothing": b""}
+    assert publish_folder(tmp_path / "v1", in_parts, PLAIN) == publish_folder(tmp_path / "v2", whole, PLAIN)
+    verify_folder(tmp_path / "v1")
+    assert (tmp_path / "v1" / "arrays").read_bytes() == whole["arrays"]
 
 
 def test_a_folder_without_files_is_a_manifest(tmp_path: Path) -> None:

@@ -17,11 +17,13 @@ from river.checks import check_estimator
 import stream.learner
 from common.errors import CheckpointMismatch, InvalidSetting, MalformedEvent
 from common.events import MAX_ID_LENGTH
+from common.snapshots import arrays_of
 from common.store import pack_arrays, unpack_arrays
 from stream.learner.base import ArrayRanker
 from stream.learner.blend import Blend
 from stream.learner.mf import MF
 from stream.learner.parts import PartRanker
+from stream.learner.pointwise import PointwiseMF
 
 Event = tuple[str, str, float]
 
@@ -208,6 +210,24 @@ def test_a_users_own_state_is_the_same_however_partitions_interleave(
             assert ids[0] == ids[1]
         counts = [kept.state_arrays()["user.positives"][kept.user_row(user)] for kept in (one, other)]
         assert counts[0] == counts[1]
+
+
+@every_learner
+@given(events=_events)
+def test_what_was_given_away_stands_while_the_learner_learns_on(make: Make, events: list[Event]) -> None:
+    learner = learned(make, events)
+    views = learner.state_views()
+    given = {f"state {name}": array for name, array in learner.state_arrays().items()}
+    if isinstance(learner, MF | Blend | PointwiseMF):
+        given |= {f"snapshot {name}": array for name, array in arrays_of(learner.snapshot({})).items()}
+    before = {name: array.copy() for name, array in given.items()}
+    assert views.keys() == learner.state_arrays().keys()
+    for name, array in views.items():
+        np.testing.assert_array_equal(array, given[f"state {name}"], err_msg=name)
+    for user, item, y in [("user 1", "item 2", 1.0), ("user 0", "item 2", 2.0), ("user 0", "item 5", -1.0), *events]:
+        learner.learn_one(user, item, y)
+    for name, array in given.items():
+        np.testing.assert_array_equal(array, before[name], err_msg=name)
 
 
 @every_learner

@@ -1,5 +1,7 @@
 """The blend: mixing and weighing against slow twins, texts, dislikes, and what serving gets."""
 
+from itertools import chain
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -8,6 +10,7 @@ from hypothesis import strategies as st
 from common.errors import InvalidSetting, MalformedEvent
 from stream.learner.blend import BUCKETS, MEMBERS, Blend
 from stream.learner.blending import mix_opinions, weigh
+from stream.learner.packing import unpacked_places
 from tests.oracles.blending import PlainNeighbours, mixed, moved
 
 
@@ -68,6 +71,30 @@ def test_the_answer_asked_before_a_click_is_the_one_learned_from() -> None:
         asked.learn_one(user, item)
         silent.learn_one(user, item)
     assert asked.state_sha256() == silent.state_sha256()
+
+
+def test_the_snapshot_lists_each_pair_as_it_is_asked() -> None:
+    model = taught(small(places=8))
+    for _ in range(40):
+        model.learn_one("u0 1", "0 5", -1.0)
+    state, members = model.state_arrays(), model.snapshot({}).blend
+    assert members is not None
+    other, weight = unpacked_places(*(state[f"item.neighbours.{name}"] for name in ("filled", "keys", "values")))
+    counts, scale = state["item.neighbours.counts"], state["item.neighbours.scale"]
+    expected = [
+        [
+            (pair - 1, held / (counts[row] ** model.alpha + 1) * scale[pair - 1])
+            for pair, held in zip(pairs, weights, strict=True)
+            if held
+        ]
+        for row, (pairs, weights) in enumerate(zip(other, weight, strict=True))
+    ]
+    assert (weight[other > 0] == 0).any()  # a dislike took all that a pair weighed
+    np.testing.assert_array_equal(np.diff(members.pair_starts), [len(pairs) for pairs in expected])
+    found = zip(members.pair_items, members.pair_weights, strict=True)
+    for (item, asked), (expected_item, expected_asked) in zip(found, chain(*expected), strict=True):
+        assert item == expected_item
+        assert asked == pytest.approx(expected_asked, rel=1e-5)
 
 
 def test_an_answer_stands_while_the_next_one_is_made() -> None:

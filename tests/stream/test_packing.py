@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.errors import CheckpointMismatch
-from stream.learner.packing import packed_places, unpacked_places
+from stream.learner.packing import pack_ids, packed_places, unpack_ids, unpacked_places
 from stream.learner.params import check_params, params_json
 
 
@@ -18,12 +18,22 @@ def test_what_is_packed_comes_back_bit_for_bit(rows: int, eights: int, share: fl
     value = np.where(taken, rng.standard_normal(taken.shape), 0.0).astype(np.float32)
     value[rng.random(taken.shape) < 0.1] = 0.0  # a taken place may hold nothing
     packed = packed_places(key, value)
-    assert packed["filled"].nbytes == rows * eights
-    assert len(packed["keys"]) == len(packed["values"]) == taken.sum()
+    np.testing.assert_array_equal(packed["filled"], np.packbits(taken, axis=1))
+    np.testing.assert_array_equal(packed["keys"], key[taken])
+    np.testing.assert_array_equal(packed["values"], value[taken])
     for found, original in zip(unpacked_places(**packed), (key, value), strict=True):
         assert found.dtype == original.dtype
         assert found.tobytes() == original.tobytes()
         assert found.shape == original.shape
+
+
+@given(st.lists(st.text(max_size=5)))
+def test_ids_are_packed_as_utf_8_end_to_end_and_come_back(ids: list[str]) -> None:
+    ends, content = pack_ids(iter(ids))
+    assert content.tobytes() == b"".join(text.encode() for text in ids)
+    assert ends.tolist() == [len("".join(ids[: place + 1]).encode()) for place in range(len(ids))]
+    assert ends.dtype == np.dtype(np.int64)
+    assert unpack_ids(ends, content) == ids
 
 
 def test_more_places_than_keys_are_refused() -> None:
