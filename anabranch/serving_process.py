@@ -14,7 +14,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -134,9 +134,17 @@ def _load(settings: ProcessSettings, link: ParentLink) -> None:
     source = ReloadingSource(serving.store, serving.reload_every, keep=BundleFolder(settings.shared.bundle).write)
     with source.polling():
         settings.shared.looked.touch()
-        os.nice(GIVES_WAY)
+        _give_way()
         link.ready()
         stop.wait()
+
+
+def _give_way() -> None:
+    """Let the processes that answer have a core first."""
+    os.nice(GIVES_WAY)
+    # Linux shares cores by session where it is set to, whatever the processes in one ask for; this one has its own
+    with suppress(OSError):
+        Path("/proc/self/autogroup").write_text(f"{GIVES_WAY}\n")
 
 
 def _tail(settings: ProcessSettings, link: ParentLink) -> None:

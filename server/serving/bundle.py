@@ -254,7 +254,8 @@ def load_model(registry: Registry, version: str = CURRENT) -> Model:
     ArtifactCorrupt
         When a file is not what the manifest says.
     """
-    manifest = registry.verify(registry.current().version if version == CURRENT else version)
+    wanted = registry.current().version if version == CURRENT else version
+    manifest = registry.verify(wanted, but=(VECTORS_FILE, ADAPTER_FILE))
     name = manifest.version  # from here on by name: `current` may move between two reads
     vectors = registry.arrays(name, VECTORS_FILE).get(VECTORS_TENSOR)
     adapter = registry.arrays(name, ADAPTER_FILE)
@@ -267,7 +268,7 @@ def load_model(registry: Registry, version: str = CURRENT) -> Model:
             consequence="the version is not served",
             mend="roll back to another version",
         )
-    norms = np.linalg.norm(vectors, axis=1)
+    norms = np.sqrt(np.einsum("nd,nd->n", vectors, vectors))
     if vectors.dtype != np.float32 or not np.all(np.abs(norms - 1.0) <= _UNIT_TOLERANCE):
         raise ArtifactCorrupt(
             f"{where} has {vectors.dtype.name} item vectors with norms from {norms.min():.3g} to {norms.max():.3g}",

@@ -9,7 +9,7 @@ together and is replaced in one step. What no reader can need any more is remove
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from common.blends import read_blend
 from common.errors import ArtifactCorrupt, NoModel
 from common.manifests import Manifest, decode_manifest, encode_manifest
 from common.snapshots import ARRAYS, MFSnapshot
-from common.store import map_arrays, pack_arrays
+from common.store import array_parts, map_arrays
 from server.registry import CURRENT
 from server.serving.bundle import VECTORS_TENSOR, Bundle, Model, Stream, in_8_bits, published
 from server.serving.coarse import CoarseRows
@@ -67,7 +67,7 @@ class BundleFolder:
         stream, name = bundle.stream, None
         if stream is not None:
             name = self._name("stream", stream, lambda: _stream_arrays(stream), stream.manifest)
-        self._replace(POINTER, msgspec.json.encode(_Pointer(items, model, name)))
+        self._replace(POINTER, [msgspec.json.encode(_Pointer(items, model, name))])
         mapped = map_bundle(self._folder)
         # what comes back with the next bundle is what is handed out here; the items are asked for once
         kept = {"items": bundle.items, "model": mapped.model, "stream": mapped.stream}
@@ -84,15 +84,16 @@ class BundleFolder:
             self._count += 1
             name = f"{kind}-{self._count}"
             if manifest is not None:
-                self._replace(f"{name}.json", encode_manifest(manifest))
-            self._replace(f"{name}.safetensors", pack_arrays(arrays()))
+                self._replace(f"{name}.json", [encode_manifest(manifest)])
+            self._replace(f"{name}.safetensors", array_parts(arrays()))
             self._written[kind] = (part, name)
         return name
 
-    def _replace(self, name: str, content: bytes) -> None:
+    def _replace(self, name: str, parts: Sequence[bytes | memoryview]) -> None:
         aside = self._folder / f".{name}"
         # not synced: after a power cut there is no service that could read it
-        aside.write_bytes(content)
+        with aside.open("wb") as file:
+            file.writelines(parts)
         aside.replace(self._folder / name)
 
     def _sweep(self, *names: str) -> None:
