@@ -17,15 +17,16 @@ from common.encoder.adapter import TextEncoder, initial_adapter
 from common.encoder.spec import EncoderSpec
 from common.events import Interaction
 from common.items import Catalogue, Item
-from common.manifests import Manifest
-from common.store import pack_arrays
+from common.manifests import Manifest, decode_manifest
+from common.store import MANIFEST_NAME, pack_arrays
 from server.registry import Registry, StoreInfo
-from server.serving.bundle import ADAPTER_FILE, VECTORS_FILE, VECTORS_TENSOR
+from server.serving.bundle import ADAPTER_FILE, VECTORS_FILE, VECTORS_TENSOR, snapshot_name, snapshots_folder
 from stream.connect import open_log
 from stream.producer import produce
 
 PROCESSES, FACTORS, USERS, FIRST_CLICKS = 2, 64, 2_000, 20_000
-EVENTS_A_SECOND, SWAP_EVERY_S = 2_000, 2.0
+EVENTS_A_SECOND, SWAP_EVERY_S, VERSIONS = 2_000, 2.0, 6
+CHECKPOINT_EVENTS, CAUGHT_UP_WITHIN_S = 10_000, 60.0
 WORDS = (
     "night sea love war city space train garden ghost king dark summer music island river star snow road life".split()
 )
@@ -75,7 +76,7 @@ def _proportional(pid: int) -> float:
 
 
 def a_store(root: Path, items: int) -> Registry:
-    """Make a store of two versions."""
+    """Make a store of some versions, each with vectors of its own."""
     spec = EncoderSpec.default()
     encoder = TextEncoder.load(spec)
     shapes = {name: tensor.shape for name, tensor in encoder.adapter().items()}
@@ -84,7 +85,7 @@ def a_store(root: Path, items: int) -> Registry:
         for row in range(items)
     )
     registry = Registry.create(root, StoreInfo(spec.name, encoder.sha256, "benchmark", 1), catalogue)
-    for number in (1, 2):
+    for number in range(1, VERSIONS + 1):
         vectors = np.random.default_rng(number).standard_normal((items, encoder.dimension)).astype(np.float32)
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
         files = {
@@ -123,7 +124,9 @@ def anabranch(*words: str) -> list[str]:
 
 def _learn(root: Path, servers: str, topic: str) -> list[str]:
     where = ["--store", str(root), "--bootstrap-servers", servers, "--topic", topic]
-    return anabranch("stream", "learn", *where, "--evaluate-every", "0", "--checkpoint-every", "10000", "--json")
+    return anabranch(
+        "stream", "learn", *where, "--evaluate-every", "0", "--checkpoint-every", f"{CHECKPOINT_EVENTS}", "--json"
+    )
 
 
 @contextmanager
@@ -153,7 +156,10 @@ def serving(shop: Shop) -> Iterator[Service]:
 
 @contextmanager
 def learning(shop: Shop) -> Iterator[dict[str, float]]:
-    """Send clicks at a constant rate, and learn them, while the block runs; afterwards what is given tells how many."""
+    """Send clicks at a constant rate, and learn them, while the block runs; afterwards what is given tells how many.
+
+    The block begins once the learner has started and caught up with what was sent meanwhile, if it does in time.
+    """
     over, told = threading.Event(), dict[str, float]()
     begun = time.monotonic()
 
@@ -168,11 +174,22 @@ def learning(shop: Shop) -> Iterator[dict[str, float]]:
                 time.sleep(ahead)
 
     sender = threading.Thread(target=lambda: produce(clicks(), log=open_log(shop.servers), topic=shop.topic))
+    read_before = _learned(shop)
+    # in a session of its own, as services have: the machine's time is shared by sessions
     worker = subprocess.Popen(
-        _learn(shop.root, shop.servers, shop.topic), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        _learn(shop.root, shop.servers, shop.topic),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
     )
     sender.start()
     try:
+        deadline = begun + CAUGHT_UP_WITHIN_S
+        while _learned(shop) - read_before < max(1, told.get("sent", 0) - CHECKPOINT_EVENTS):
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.2)
+        told["caught_up_after_s"] = round(time.monotonic() - begun, 1)
         yield told
     finally:
         over.set()
@@ -186,14 +203,22 @@ def learning(shop: Shop) -> Iterator[dict[str, float]]:
         told["learned_a_second"] = round((report["events"] - report["resumed_from"]) / seconds, 1)
 
 
+def _learned(shop: Shop) -> int:
+    """Return how many records the newest snapshot has read."""
+    folder = snapshots_folder(shop.root)
+    path = folder / (snapshot_name(folder) or "") / MANIFEST_NAME
+    manifest = decode_manifest(path.read_bytes(), str(path))
+    return sum(manifest.details["offsets"].get(shop.topic, {}).values())
+
+
 @contextmanager
 def swapping(registry: Registry) -> Iterator[list[str]]:
-    """Move `current` to the other version again and again; gives the versions that it moved to."""
+    """Move `current` to the next version again and again; gives the versions that it moved to."""
     over, moved = threading.Event(), list[str]()
 
     def swap() -> None:
         while not over.wait(SWAP_EVERY_S):
-            moved.append(f"v{2 - (len(moved) % 2):06d}")
+            moved.append(f"v{1 + (len(moved) + 1) % VERSIONS:06d}")
             registry.point("current", moved[-1])
 
     thread = threading.Thread(target=swap)

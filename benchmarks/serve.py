@@ -254,7 +254,7 @@ def main() -> None:
         claim, figures = "serve_memory", lambda: memory(1_000_000, 100_000)
     else:
         claim = "serve"
-        figures = partial(measure, given.items or list(RATES), 3.0 if given.quick else 7.0)
+        figures = partial(measure, given.items or list(RATES), 5.0 if given.quick else 15.0)
         if not has_implicit():
             print("implicit is not installed: pip install implicit; its rows are left out")
     found = {
