@@ -6,6 +6,8 @@ from pathlib import Path
 from common.errors import AnabranchError, NoModel
 from server.registry import CURRENT, Registry
 from server.serving.bundle import load_model
+from server.storage import storage_at
+from server.store_info import STORE_NAME
 from stream.state import ItemTexts
 
 
@@ -23,11 +25,12 @@ class NewestTexts:
     def __init__(self, store: Path, notice: Callable[[str], None]) -> None:
         self._store, self._notice = store, notice
         self._told: str | None = None
+        self._opened: tuple[bytes, Registry] | None = None
 
     def __call__(self) -> ItemTexts | None:
         """Return the current version's texts, or None when there is no version, or none since the last call."""
         try:
-            registry = Registry.open(self._store)
+            registry = self._registry()
             name = registry.pointer(CURRENT)
             if name is None or name == self._told:
                 return None
@@ -38,3 +41,14 @@ class NewestTexts:
         except AnabranchError as error:
             self._notice(f"the items' texts are not taken from {self._store}: {error}")
             return None
+
+    def _registry(self) -> Registry:
+        """Return the store, open since an earlier call where it still is the same one: its catalogue never changes."""
+        storage = storage_at(self._store)
+        try:
+            description = storage.read(STORE_NAME)
+        except OSError:
+            return Registry.open(self._store)  # which says what is missing
+        if self._opened is None or self._opened[0] != description:
+            self._opened, self._told = (description, Registry.of(storage)), None
+        return self._opened[1]

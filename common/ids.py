@@ -30,5 +30,5 @@ def arrays_sha256(arrays: Iterable[tuple[str, np.ndarray]]) -> str:
     for name, array in sorted(arrays, key=lambda pair: pair[0]):
         contiguous = np.ascontiguousarray(array)
         digest.update(f"{name}|{contiguous.dtype.str}|{contiguous.shape}|".encode())
-        digest.update(contiguous.tobytes())
+        digest.update(contiguous.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()

@@ -214,7 +214,7 @@ class Blend(PartRanker):
             When they are not one finite row an id.
         """
         checked = checked_vectors(ids, vectors)
-        change = self._texts.describe(np.array([self._item(item) for item in ids], dtype=np.int64), checked)
+        change = self._texts.describe(self._rows_of_all(ids), checked)
         if change is not None:
             self._factors.rebase(change)
         self._last = None

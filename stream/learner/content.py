@@ -51,4 +51,4 @@ class Content(PartRanker):
             When they are not one finite row an id.
         """
         checked = checked_vectors(ids, vectors)
-        self._texts.describe(np.array([self._item(item) for item in ids], dtype=np.int64), checked)
+        self._texts.describe(self._rows_of_all(ids), checked)

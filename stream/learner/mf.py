@@ -201,7 +201,7 @@ class MF(ArrayRanker):
         if not self._prior.on:
             raise InvalidSetting("texts for an MF without text_dimensions", expected="text_dimensions above 0")
         checked, before = checked_vectors(ids, vectors), self.described_by
-        self._prior.texts.describe(np.array([self._item(item) for item in ids], dtype=np.int64), checked)
+        self._prior.texts.describe(self._rows_of_all(ids), checked)
         if self.described_by != before:
             self._prior.refit(self._items, self._item_arrays["counts"], self.n_items)
 

@@ -1,6 +1,6 @@
 """What an array-backed ranker knows of users and items: ids, growing arrays, who has seen what, state in and out."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -163,6 +163,11 @@ class UserItemRows:
                 self._rewire()
             self._start_item(row, item)
         return row
+
+    def _rows_of_all(self, ids: Sequence[str]) -> np.ndarray:
+        """Return the rows of items, int64; unknown ones are given one."""
+        rows = list(map(self._item_rows.get, ids))
+        return np.array([self._item(item) for item in ids] if None in rows else rows, dtype=np.int64)
 
     def _user(self, user: str) -> int:
         row = self._user_rows.get(user)

@@ -1,6 +1,6 @@
 """The items' text vectors inside a learner: few dimensions, and a bridge from one adapter version to the next."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -10,6 +10,13 @@ from stream.learner.kernels import UserRows, compiled, dot, fold
 from stream.learner.parts import Arrays, Event, Ground, Part, check_counts, check_rates, decay_of
 
 _RIDGE = 1e-3
+ROWS = 16_384
+"""So many rows are turned into float64 at a time."""
+
+
+def blocks_of(rows: int) -> Iterator[slice]:
+    """Give the rows block by block."""
+    return (slice(start, start + ROWS) for start in range(0, rows, ROWS))
 
 
 def principal_rows(vectors: np.ndarray, dimensions: int) -> np.ndarray:
@@ -18,22 +25,37 @@ def principal_rows(vectors: np.ndarray, dimensions: int) -> np.ndarray:
     Missing dimensions are zeros. The sign of each component is fixed (its largest entry is positive), so the same
     vectors give the same rows.
     """
-    centred = np.asarray(vectors, dtype=np.float64) - vectors.mean(axis=0, dtype=np.float64)
-    _, axes = np.linalg.eigh(centred.T @ centred)
+    mean, width = vectors.mean(axis=0, dtype=np.float64), vectors.shape[1]
+    room, gram = np.empty((min(ROWS, len(vectors)), width)), np.zeros((width, width))
+
+    def centred(block: slice) -> np.ndarray:
+        few = vectors[block]
+        moved: np.ndarray = np.subtract(few, mean, out=room[: len(few)])
+        return moved
+
+    for block in blocks_of(len(vectors)):
+        part = centred(block)
+        gram += part.T @ part
+    _, axes = np.linalg.eigh(gram)
     kept = axes[:, ::-1][:, :dimensions]
     kept = kept * np.sign(kept[np.argmax(np.abs(kept), axis=0), np.arange(kept.shape[1])])
-    rows = np.zeros((len(vectors), dimensions), dtype=np.float64)
-    rows[:, : kept.shape[1]] = centred @ kept
-    norms = np.linalg.norm(rows, axis=1, keepdims=True)
-    found: np.ndarray = np.divide(rows, norms, out=np.zeros_like(rows), where=norms > 1e-9).astype(np.float32)
+    found = np.zeros((len(vectors), dimensions), dtype=np.float32)
+    for block in blocks_of(len(vectors)):
+        rows = centred(block) @ kept
+        norms = np.linalg.norm(rows, axis=1, keepdims=True)
+        found[block, : kept.shape[1]] = np.divide(rows, norms, out=np.zeros_like(rows), where=norms > 1e-9)
     return found
 
 
 def change_of(old: np.ndarray, new: np.ndarray) -> np.ndarray:
     """Return R, float64 [d, d], with ``new @ R`` closest to `old` (ridge regression over the rows of both)."""
-    new_64, old_64 = new.astype(np.float64), old.astype(np.float64)
-    gram = new_64.T @ new_64 + _RIDGE * max(1, len(new)) / new.shape[1] * np.eye(new.shape[1])
-    change: np.ndarray = np.linalg.solve(gram, new_64.T @ old_64)
+    gram, cross = np.zeros((new.shape[1], new.shape[1])), np.zeros((new.shape[1], old.shape[1]))
+    for block in blocks_of(len(new)):
+        new_64 = new[block].astype(np.float64)
+        gram += new_64.T @ new_64
+        cross += new_64.T @ old[block].astype(np.float64)
+    gram += _RIDGE * max(1, len(new)) / new.shape[1] * np.eye(new.shape[1])
+    change: np.ndarray = np.linalg.solve(gram, cross)
     return change
 
 
@@ -136,7 +158,8 @@ def checked_vectors(ids: Sequence[str], vectors: np.ndarray) -> np.ndarray:
     InvalidSetting
         When they are not one finite row an id, or an id comes twice.
     """
-    if vectors.ndim != 2 or len(vectors) != len(ids) or not len(ids) or not np.isfinite(vectors).all():
+    fitting = vectors.ndim == 2 and len(vectors) == len(ids) > 0
+    if not fitting or not all(np.isfinite(vectors[block]).all() for block in blocks_of(len(vectors))):
         raise InvalidSetting(
             f"text vectors of shape {vectors.shape} for {len(ids)} items", expected="one row of finite numbers an item"
         )

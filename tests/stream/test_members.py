@@ -11,7 +11,7 @@ from common.errors import InvalidSetting
 from stream.learner.content import Content
 from stream.learner.neighbours import Neighbours
 from stream.learner.popularity import FLOOR, DecayedPopularity
-from stream.learner.text import change_of, principal_rows
+from stream.learner.text import ROWS, change_of, checked_vectors, principal_rows
 from tests.oracles.blending import PlainNeighbours, fading_mass
 
 _events = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 6), st.sampled_from([1.0, 0.5, 2.0, -1.0])), max_size=50)
@@ -86,10 +86,30 @@ def test_text_rows_are_principal_components_of_length_one(seed: int, dimensions:
     assert rows.shape == (30, dimensions)
     np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1.0, rtol=1e-5)
     assert not rows[:, 8:].any()
+    kept = slow_principal_rows(vectors, dimensions)
+    np.testing.assert_allclose(rows @ rows.T, kept @ kept.T, atol=1e-4)
+
+
+def slow_principal_rows(vectors: np.ndarray, dimensions: int) -> np.ndarray:
+    """Return the same by another way, all at once and with any signs: from the singular vectors."""
     u, s, _ = np.linalg.svd(vectors - vectors.mean(axis=0), full_matrices=False)
     kept = (u * s)[:, :dimensions]
-    kept /= np.linalg.norm(kept, axis=1, keepdims=True)
-    np.testing.assert_allclose(rows @ rows.T, kept @ kept.T, atol=1e-4)
+    found: np.ndarray = kept / np.linalg.norm(kept, axis=1, keepdims=True)
+    return found
+
+
+def test_texts_of_more_items_than_are_taken_at_a_time() -> None:
+    rng = np.random.default_rng(2)
+    vectors = (rng.standard_normal((2 * ROWS + 5, 4)) * [4.0, 3.0, 2.0, 1.0] + 1.0).astype(np.float32)
+    rows, kept = principal_rows(vectors, 3), slow_principal_rows(vectors.astype(np.float64), 3)
+    assert rows.dtype == np.float32
+    np.testing.assert_allclose(rows * np.sign(rows[0]), kept * np.sign(kept[0]), atol=1e-4)
+    turn, _ = np.linalg.qr(rng.standard_normal((3, 3)))
+    new = (rows @ turn).astype(np.float32)
+    np.testing.assert_allclose(change_of(rows, new), turn.T, atol=5e-3)
+    vectors[-1, 2] = np.nan
+    with pytest.raises(InvalidSetting, match="finite"):
+        checked_vectors([str(number) for number in range(len(vectors))], vectors)
 
 
 def test_a_turned_text_space_is_turned_back() -> None:
