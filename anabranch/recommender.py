@@ -28,10 +28,10 @@ def lazy_queries(device: str = "auto") -> QueryTexts:
 
     def load(name: str) -> QueryEncoder:
         # here and not above: a question without a text needs no torch
-        from common.encoder.adapter import TextEncoder
+        from common.encoder.queries import load_for_queries
         from common.encoder.spec import EncoderSpec
 
-        return TextEncoder.load(EncoderSpec.from_name(name), device)
+        return load_for_queries(EncoderSpec.from_name(name), device)
 
     return QueryTexts(load)
 

@@ -14,6 +14,7 @@ from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft
 from torch import nn
 
 from common.encoder.device import resolve_device
+from common.encoder.lora import check_adapter
 from common.encoder.pretrained import load_bert
 from common.encoder.spec import EncoderSpec
 from common.encoder.texts import encode_by_length, mean_of_tokens, tokenize
@@ -88,12 +89,10 @@ class TextEncoder(nn.Module):
             When a tensor is missing, unknown, or of another shape, naming it.
         """
         current = get_peft_model_state_dict(self.peft, save_embedding_layers=False)
-        if current.keys() != arrays.keys():
-            odd = sorted(current.keys() ^ arrays.keys())[0]
-            raise EncoderError(f"tensor {odd!r} is in only one of model and adapter", expected="the same tensors")
-        for name, array in arrays.items():
-            if tuple(current[name].shape) != array.shape:
-                raise EncoderError(f"tensor {name!r} has shape {array.shape}", expected=f"{tuple(current[name].shape)}")
+        check_adapter(
+            {name: array.shape for name, array in arrays.items()},
+            {name: tuple(tensor.shape) for name, tensor in current.items()},
+        )
         set_peft_model_state_dict(self.peft, {name: torch.from_numpy(np.array(a)) for name, a in arrays.items()})
 
     def hold(self, arrays: Mapping[str, np.ndarray]) -> None:
