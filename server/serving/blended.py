@@ -162,12 +162,12 @@ def blended(bundle: Bundle, stream: Stream, blend: BlendMembers, asked: Asked, q
     query
         Unit vector of the query's text, float32 [d], or None.
     """
+    without = np.empty(0, dtype=np.int64) if blend.repeats else np.unique(asked.seen)
     shown = np.ones(len(bundle.items), dtype=bool)
-    if not blend.repeats:
-        shown[asked.seen] = False
+    shown[without] = False
     raw, sums = _raw_scores(bundle, stream, blend, asked)
     coefficient = blend.weights_of(asked.likes, opens=asked.opens)
-    mean, spread = raw.mean_and_spread(shown)
+    mean, spread = raw.mean_and_spread(without)
     again = asked.seen[: len(asked.habit)], asked.habit.astype(np.float64)
     quick = raw.quick(coefficient / spread)
     if len(again[0]):
@@ -176,7 +176,7 @@ def blended(bundle: Bundle, stream: Stream, blend: BlendMembers, asked: Asked, q
         share = _share(raw, quick, shown, known=bool(len(asked.history)))
         quick, again, coefficient = quick.times(share), (again[0], again[1] * share), coefficient * share
         raw = replace(raw, query=bundle.model.product(query), query_sums=bundle.model.sums.of_product(query))
-        mean, spread = raw.mean_and_spread(shown)
+        mean, spread = raw.mean_and_spread(without)
         coefficient = np.concatenate([[QUERY_WEIGHT], coefficient])
         alike = bundle.model.product(query).times(np.float32(QUERY_WEIGHT / spread[0]))
         quick = replace(quick, products=(*quick.products, alike))

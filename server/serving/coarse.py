@@ -18,7 +18,7 @@ from functools import lru_cache
 
 import numpy as np
 
-LEAST_ROWS = 32_768
+LEAST_ROWS = 4_096
 """Of fewer rows, a pass over all takes no longer than what this one takes beside its product."""
 _LARGEST = 127.0
 _ROWS = 4_096
@@ -42,18 +42,22 @@ class CoarseRows:
         s, float32 [n].
     length, error
         Lengths of s a and of e, float32 [n].
+    most
+        The greatest of each, float32 [2].
     """
 
     codes: np.ndarray
     scale: np.ndarray
     length: np.ndarray
     error: np.ndarray
+    most: np.ndarray
 
     @classmethod
     def of(cls, rows: np.ndarray) -> "CoarseRows":
         """Write float32 [n, d] in 8 bits."""
         n, width = rows.shape
-        made = cls(np.empty((n, width), dtype=np.int8), *(np.empty(n, dtype=np.float32) for _ in range(3)))
+        numbers = (np.empty(size, dtype=np.float32) for size in (n, n, n, 2))
+        made = cls(np.empty((n, width), dtype=np.int8), *numbers)
         for start in range(0, n, _ROWS):
             part = rows[start : start + _ROWS]
             here = slice(start, start + len(part))
@@ -64,21 +68,20 @@ class CoarseRows:
             rounded *= scale[:, None]
             made.length[here] = _lengths(rounded)
             made.error[here] = _lengths(part - rounded)
+        made.most[:] = made.length.max(initial=0.0), made.error.max(initial=0.0)
         return made
 
-    def product(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the rows' products with float32 [d], and how far each may be off, float32 [n] both."""
+    def product(self, weights: np.ndarray) -> tuple[np.ndarray, "Bounds"]:
+        """Return the rows' products with float32 [d], float32 [n], and how far each may be off."""
         multiply = integer_product()
         assert multiply is not None  # noqa: S101  who asks has looked: `pays`
-        step = float(np.abs(weights).max()) / _LARGEST or 1.0
-        rounded = np.rint(weights / np.float32(step))
-        off = float(np.linalg.norm(weights - rounded * np.float32(step)))
+        step = np.float32(float(np.abs(weights).max()) / _LARGEST or 1.0)
+        rounded = np.rint(weights / step)
+        off = np.linalg.norm(weights - rounded * step)
+        whole = np.linalg.norm(weights)
         products = multiply(self.codes, rounded.astype(np.int8), self.scale)
-        products *= np.float32(step)
-        whole = float(np.linalg.norm(weights))
-        bound = self.length * (np.float32(off) + _ROUNDING * np.float32(whole))
-        bound += self.error * np.float32(whole)
-        return products, bound
+        products *= step
+        return products, Bounds(self, np.float32(off + _ROUNDING * whole), np.float32(whole))
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Return the arrays by name."""
@@ -88,6 +91,33 @@ class CoarseRows:
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> "CoarseRows | None":
         """Return what `arrays` was asked of, None for no arrays."""
         return cls(**{field.name: arrays[field.name] for field in fields(cls)}) if arrays else None
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """How far the products of coarse rows may be off, each and all.
+
+    Parameters
+    ----------
+    rows
+        The rows.
+    off, whole
+        Lengths of f and of w.
+    """
+
+    rows: CoarseRows
+    off: np.float32
+    whole: np.float32
+
+    @property
+    def most(self) -> float:
+        """No product is off by more."""
+        return float(self.rows.most[0] * self.off + self.rows.most[1] * self.whole)
+
+    def at(self, rows: np.ndarray) -> np.ndarray:
+        """Return by how much the products of some rows may be off, float32."""
+        bound: np.ndarray = self.rows.length[rows] * self.off + self.rows.error[rows] * self.whole
+        return bound
 
 
 def coarse_of(rows: np.ndarray) -> CoarseRows | None:

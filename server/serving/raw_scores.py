@@ -30,7 +30,7 @@ class RawScores:
     vectors
         What item rows are multiplied with, float32 [2, d]: for the factors, and for the texts.
     neighbours
-        What neighbours say of each item, float64 [n]; None where they say nothing.
+        What neighbours say of each item, float64 [n], of most of them 0; None where they say nothing.
     likeness
         How like the history each item's text is, float32 [n], where it is not in the item rows.
     query
@@ -66,14 +66,13 @@ class RawScores:
             raw[0] = self.query.rows[rows] @ self.query.vector
         return raw
 
-    def mean_and_spread(self, shown: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return mean and spread of each member over the items that are shown, float64 [m].
+    def mean_and_spread(self, without: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return mean and spread of each member over all items but some rows, each there once, float64 [m].
 
         The spread is infinite where it says the same of all.
         """
         total, squares = self._sums()
-        without = np.flatnonzero(~shown)
-        count = len(shown) - len(without)
+        count = len(self.stream.snapshot.item_bias) - len(without)
         if not count:
             return np.zeros(len(total)), np.full(len(total), np.inf)
         left = self.at(without)
@@ -102,14 +101,9 @@ class RawScores:
 
     def quick(self, scale: np.ndarray) -> QuickScores:
         """Return the members' sum, each times a number, float64 [m], but for rounding; without a query."""
-        by = scale.astype(np.float32)
-        snapshot = self.stream.snapshot
+        by, snapshot = scale.astype(np.float32), self.stream.snapshot
         vector = by[_FACTORS : _TEXT + 1] @ self.vectors
-        columns = [(snapshot.item_bias, by[_FACTORS]), (self.blend.popularity, by[_POPULARITY])]
-        if self.likeness is not None:
-            columns.append((self.likeness, by[_TEXT]))
-        extras: tuple[tuple[np.ndarray, np.ndarray], ...] = ()
-        if self.neighbours is not None:
-            some = np.flatnonzero(self.neighbours)
-            extras = ((some, by[_NEIGHBOURS] * self.neighbours[some].astype(np.float32)),)
-        return QuickScores((Product(snapshot.item_factors, vector, self.stream.coarse),), tuple(columns), extras)
+        columns = (snapshot.item_bias, by[_FACTORS]), (self.blend.popularity, by[_POPULARITY])
+        own = (self.neighbours, by[_NEIGHBOURS]), (self.likeness, by[_TEXT])
+        loose = tuple((values, factor) for values, factor in own if values is not None)
+        return QuickScores((Product(snapshot.item_factors, vector, self.stream.coarse),), columns, loose)

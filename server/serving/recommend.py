@@ -369,10 +369,10 @@ def similar(bundle: Bundle, item_id: str, k: int) -> SimilarItems:
     others = np.ones(len(vectors), dtype=bool)
     others[row] = False
     pool = QuickScores((bundle.model.product(vectors[row]),), ()).shortlist(others, k)
-    scores = vectors[pool].astype(np.float64) @ vectors[row].astype(np.float64)
+    alike = vectors[pool].astype(np.float64) @ vectors[row].astype(np.float64)
     items = tuple(
-        SimilarItem(bundle.items.ids[int(pool[i])], rank, float(scores[i]), bundle.items.titles[int(pool[i])])
-        for rank, i in enumerate(np.argsort(-scores, kind="stable")[:k], start=1)
+        SimilarItem(bundle.items.ids[int(pool[i])], rank, float(alike[i]), bundle.items.titles[int(pool[i])])
+        for rank, i in enumerate(np.argsort(-alike, kind="stable")[:k], start=1)
     )
     return SimilarItems(item_id, bundle.version, items)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from server.serving.coarse import CoarseRows, pays
+from server.serving.coarse import Bounds, CoarseRows, pays
 from server.serving.sums import ItemSums
 
 CLOSE = 16
@@ -37,6 +37,9 @@ class Product:
         return replace(self, vector=self.vector * factor)
 
 
+Column = tuple[np.ndarray, np.float32]
+
+
 @dataclass(frozen=True, slots=True)
 class QuickScores:
     """Scores of all items, but for a constant and for rounding.
@@ -46,23 +49,26 @@ class QuickScores:
     products
         Are added up, one at least.
     columns
-        ``(values, factor)``: one number an item, float32 [n], times a factor.
+        ``(values, factor)``: one number an item, [n], times a factor; the sums of these are known beforehand.
+    loose
+        The same, of numbers that are this question's own.
     extras
         ``(rows, amounts)``: what a few items get on top, each row once, float32.
     """
 
     products: tuple[Product, ...]
-    columns: tuple[tuple[np.ndarray, np.float32], ...]
+    columns: tuple[Column, ...]
+    loose: tuple[Column, ...] = ()
     extras: tuple[tuple[np.ndarray, np.ndarray], ...] = ()
 
     def times(self, factor: float) -> "QuickScores":
         """Return the scores, times a number."""
         by = np.float32(factor)
-        return QuickScores(
-            tuple(product.times(by) for product in self.products),
-            tuple((values, by * scale) for values, scale in self.columns),
-            tuple((rows, by * amounts) for rows, amounts in self.extras),
+        columns, loose = (
+            tuple((values, by * factor) for values, factor in each) for each in (self.columns, self.loose)
         )
+        extras = tuple((rows, by * amounts) for rows, amounts in self.extras)
+        return QuickScores(tuple(product.times(by) for product in self.products), columns, loose, extras)
 
     def of_all(self) -> np.ndarray:
         """Return the scores of all items, float32 [n]."""
@@ -80,14 +86,13 @@ class QuickScores:
             When there are several products.
         """
         (product,) = self.products
-        vector, factors = product.vector.astype(np.float64), [float(factor) for _, factor in self.columns]
-        total, squares = sums.of_product(vector, *factors)
+        vector = product.vector.astype(np.float64)
+        total, squares = sums.of_product(vector, *(float(factor) for _, factor in self.columns))
         # of the items that get more, or do not count, the sums say something else
-        other = np.unique(np.concatenate([np.flatnonzero(~over), *(rows for rows, _ in self.extras)]))
-        summed = product.rows[other].astype(np.float64) @ vector
-        for values, factor in self.columns:
-            summed += values[other].astype(np.float64) * factor
-        whole = summed.copy()
+        more = (*(np.flatnonzero(values) for values, _ in self.loose), *(rows for rows, _ in self.extras))
+        other = np.unique(np.concatenate([np.flatnonzero(~over), *more]))
+        summed = product.rows[other].astype(np.float64) @ vector + _columns_at(self.columns, other)
+        whole = summed + _columns_at(self.loose, other)
         for rows, amounts in self.extras:
             whole[np.searchsorted(other, rows)] += amounts
         whole[~over[other]] = 0.0
@@ -110,28 +115,40 @@ class QuickScores:
 
     def _without_products(self) -> np.ndarray:
         scores = np.zeros(len(self.products[0].rows), dtype=np.float32)
-        for values, factor in self.columns:
-            scores += values * factor
+        for values, factor in (*self.columns, *self.loose):
+            scores += np.multiply(values, factor, dtype=np.float32, casting="same_kind")
         for rows, amounts in self.extras:
             scores[rows] += amounts
         return scores
 
     def _possible(self, scores: np.ndarray, eligible: np.ndarray, wanted: int) -> np.ndarray:
         """Return all rows that may be among so many best, going by the rows in 8 bits; `scores` is used up."""
-        off: np.ndarray | None = None
+        bounds: list[Bounds] = []
         for product in self.products:
             assert product.coarse is not None  # noqa: S101  the caller has looked
             products, bound = product.coarse.product(product.vector)
             scores += products
-            off = bound if off is None else off + bound
-        assert off is not None  # noqa: S101  there is a product
-        off += _ROUNDING * np.abs(scores).max(initial=np.float32(0.0))
-        least = scores - off
-        sure = best(least, eligible, wanted)
-        if len(sure) < wanted:
+            bounds.append(bound)
+        first = best(scores, eligible, wanted)
+        if len(first) < wanted:
             return np.flatnonzero(eligible)
-        scores += off
-        return np.flatnonzero((scores >= least[sure[-1]]) & eligible)
+        rounding = float(_ROUNDING * max(abs(scores.max()), abs(scores.min())))
+        # first by the greatest bound, which is one comparison an item, then by each row's own
+        most = sum(bound.most for bound in bounds) + rounding
+        rows = np.flatnonzero((scores >= scores[first[-1]] - 2.0 * most) & eligible)
+        off = sum((bound.at(rows) for bound in bounds), np.full(len(rows), rounding, dtype=np.float32))
+        among = scores[rows]
+        least = np.partition(among - off, len(rows) - wanted)[len(rows) - wanted]
+        possible: np.ndarray = rows[among + off >= least]
+        return possible
+
+
+def _columns_at(columns: tuple[Column, ...], rows: np.ndarray) -> np.ndarray:
+    """Return what columns add to some rows, float64."""
+    added = np.zeros(len(rows))
+    for values, factor in columns:
+        added += values[rows].astype(np.float64) * float(factor)
+    return added
 
 
 def _rising(rows: np.ndarray) -> np.ndarray:

@@ -36,18 +36,20 @@ def test_a_coarse_product_is_off_by_no_more_than_it_says(kind: str) -> None:
     rows = some_rows(kind, 0)
     for seed in range(5):
         weights = rng_for("weights", seed).standard_normal(WIDTH).astype(np.float32) * np.float32(10.0 ** (seed - 2))
-        found, bound = CoarseRows.of(rows).product(weights)
+        found, bounds = CoarseRows.of(rows).product(weights)
+        bound = bounds.at(np.arange(ITEMS))
         expected = rows.astype(np.float64) @ weights.astype(np.float64)
         assert (np.abs(found - expected) <= bound).all()
+        assert (bound <= bounds.most * (1 + 1e-6)).all()
     # and says something: without bounds that fit, all items would come into question
     assert np.median(bound) < 0.1 * np.median(np.linalg.norm(rows, axis=1)) * np.linalg.norm(weights)
 
 
 @in_8_bits
 def test_a_coarse_product_with_nothing_is_nothing() -> None:
-    found, bound = CoarseRows.of(some_rows("plain", 1)).product(np.zeros(WIDTH, dtype=np.float32))
+    found, bounds = CoarseRows.of(some_rows("plain", 1)).product(np.zeros(WIDTH, dtype=np.float32))
     assert not found.any()
-    assert not bound.any()
+    assert bounds.most == 0.0
 
 
 def some_scores(kind: str, seed: int, *, coarse: bool) -> QuickScores:
@@ -59,8 +61,9 @@ def some_scores(kind: str, seed: int, *, coarse: bool) -> QuickScores:
         vector = rng.standard_normal(WIDTH).astype(np.float32)
         products.append(Product(rows, vector, CoarseRows.of(rows) if coarse else None))
     columns = tuple((rng.standard_normal(ITEMS).astype(np.float32), np.float32(factor)) for factor in (0.5, -2.0))
-    some = np.sort(rng.choice(ITEMS, 30, replace=False))
-    return QuickScores(tuple(products), columns, ((some, rng.standard_normal(30).astype(np.float32)),))
+    loose = np.where(rng.random(ITEMS) < 0.1, rng.random(ITEMS), 0.0)
+    extras = np.sort(rng.choice(ITEMS, 30, replace=False)), rng.standard_normal(30).astype(np.float32)
+    return QuickScores(tuple(products), columns, ((loose, np.float32(3.0)),), (extras,))
 
 
 @in_8_bits
@@ -88,7 +91,7 @@ def exactly(scores: QuickScores) -> np.ndarray:
     exact = np.zeros(ITEMS)
     for each in scores.products:
         exact += each.rows.astype(np.float64) @ each.vector.astype(np.float64)
-    for values, factor in scores.columns:
+    for values, factor in (*scores.columns, *scores.loose):
         exact += values.astype(np.float64) * float(factor)
     for rows, amounts in scores.extras:
         exact[rows] += amounts
@@ -126,7 +129,7 @@ def test_the_spread_from_sums_is_that_of_the_scores(shown: float) -> None:
     # with an item that gets something twice, once from each of two members
     again = np.array([3, int(scores.extras[0][0][0])])
     extras = (*scores.extras, (np.sort(again), np.array([1.5, -2.0], dtype=np.float32)))
-    one = QuickScores((product,), scores.columns, extras)
+    one = QuickScores((product,), scores.columns, scores.loose, extras)
     over = rng_for("over").random(ITEMS) < shown
     sums = ItemSums.of(product.rows, *(values for values, _ in scores.columns))
     expected = exactly(one)[over].std() if shown else 0.0
