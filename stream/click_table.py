@@ -26,6 +26,8 @@ from stream.recent_notes import Note, recent_of
 EVENTS, BUCKETS = 1 << 19, 1 << 18
 MOST_NOTES, MOST_STEPS = 200, 4_096
 """So many notes of a user are read, the newest, and so many events of a bucket looked at: others share it."""
+MOST_BEHIND = 8
+"""After so many of a user's events that do not count, older ones are not looked for."""
 CAUGHT_UP = 1_000
 """A table takes the place of the one before once it is no more records behind than this."""
 SILENT_S = 5.0
@@ -64,10 +66,11 @@ class _Mapped:
         """Return the bucket of a user's hash."""
         return int.from_bytes(who[:8], "little") % self.buckets
 
-    def entries_of(self, user_id: str) -> list[_Entry]:
-        """Return a user's events, oldest first."""
+    def entries_of(self, user_id: str, read: Mapping[int, int]) -> list[_Entry]:
+        """Return a user's events, oldest first, those that count: at or above the offset of their partition."""
         who = _hash_of(user_id)
         found: list[_Entry] = []
+        behind = 0
         number = self.heads[self.bucket(who)]
         for _ in range(MOST_STEPS):
             if number <= self._gone() or len(found) == MOST_NOTES:
@@ -75,8 +78,13 @@ class _Mapped:
             entry = _Entry._make(_ENTRY.unpack_from(self.mapped, self.place(number)))
             if entry.number != number:
                 break  # written over while we looked
-            if entry.who == who:
+            if entry.who == who and entry.offset >= read.get(entry.partition, 0):
                 found.append(entry)
+            elif entry.who == who:
+                # a user's events are in one partition, in their order; others are there only if partitions were added
+                behind += 1
+                if behind == MOST_BEHIND:
+                    break
             number = entry.before
         gone = self._gone()
         return [entry for entry in reversed(found) if entry.number > gone]
@@ -171,8 +179,10 @@ class ClickReader:
 
     def since(self, user_id: str, offsets: Mapping[str, Mapping[str, int]]) -> Recent:
         """Return the user's events at or above the offsets."""
-        table = self._table()
-        entries = [] if table is None else table.entries_of(user_id)
+        table, read = self._table(), offsets.get(self._topic, {})
+        if table is None:
+            return NOTHING
+        entries = table.entries_of(user_id, {int(part): offset for part, offset in read.items()})
         if not entries:
             return NOTHING
         ids = self._ids()
@@ -182,7 +192,7 @@ class ClickReader:
             )
             for each in entries
         )
-        return recent_of(notes, offsets.get(self._topic, {}))
+        return recent_of(notes, read)
 
     def lag(self) -> int | None:
         """Return how many records are not read yet, or None while nobody reads."""
