@@ -16,10 +16,9 @@ import torch
 from torch.nn import functional
 
 Dense: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
-"""float32 [n, in] to float32 [n, out]; n is a multiple of `STEP`."""
-STEP, FEW, MANY = 2, 32, 64
-SIZES = (*range(STEP, FEW + 1, STEP), MANY)
-"""Rows of one product: a question's tokens, to the next even number; of a batch, so many at a time."""
+"""float32 [n, in] to float32 [n, out]."""
+SIZES = (*range(1, 17), 24, 32, 64)
+"""Rows of one product: a question's tokens as they are; of longer ones and of batches, so many at a time."""
 USUAL_ROWS = 16
 """What the layout is chosen for. It serves any number."""
 
@@ -56,10 +55,12 @@ def dense(weight: torch.Tensor, bias: torch.Tensor, *, gelu: bool = False) -> De
 
 
 def cuts(rows: int) -> list[int]:
-    """Return the sizes, all of `SIZES`, that add up to a number of rows, a multiple of `STEP`."""
-    many, rest = divmod(rows, MANY)
-    few, last = divmod(rest, FEW)
-    return [MANY] * many + [FEW] * few + [last] * (last > 0)
+    """Return the sizes, all of `SIZES`, the largest first, that add up to a number of rows."""
+    found = []
+    while rows:
+        found.append(max(size for size in SIZES if size <= rows))
+        rows -= found[-1]
+    return found
 
 
 def lays_out() -> bool:

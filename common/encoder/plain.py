@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch.nn import functional
 
-from common.encoder.dense import STEP, Dense, dense
+from common.encoder.dense import Dense, dense
 from common.encoder.lora import LowRank
 from common.encoder.shape import (
     ADAPTABLE,
@@ -110,9 +110,7 @@ class PlainBert:
         self._words = tensors["embeddings.word_embeddings.weight"]
         # a question is one sentence, so all of its tokens are of the first type
         types = tensors["embeddings.token_type_embeddings.weight"]
-        positions = tensors["embeddings.position_embeddings.weight"] + types[0]
-        # as many more as may be padded
-        self._positions = functional.pad(positions, (0, 0, 0, STEP))
+        self._positions = tensors["embeddings.position_embeddings.weight"] + types[0]
         self._norm = _Norm.of(tensors, "embeddings.LayerNorm", shape.layer_norm_eps)
         self._layers = [_Layer.of(tensors, number, shape) for number in range(shape.num_hidden_layers)]
 
@@ -142,17 +140,13 @@ class PlainBert:
         change
             What an adapter adds, by the number of the layer and the product's name in `ADAPTABLE`.
         """
-        texts, asked = token_ids.shape
-        if token_ids.numel() % STEP:
-            more = (0, -asked % STEP)
-            token_ids, mask = functional.pad(token_ids, more), functional.pad(mask, more)
-        longest = token_ids.shape[1]
+        texts, longest = token_ids.shape
         embedded = functional.embedding(token_ids, self._words) + self._positions[:longest]
         rows = self._norm(embedded.view(texts * longest, -1))
         seen = None if bool(mask.all()) else mask[:, None, None, :]
         for number, layer in enumerate(self._layers):
             rows = layer.run(rows, texts, seen, {part: change.get((number, part)) for part in ADAPTABLE})
-        return rows.view(texts, longest, -1)[:, :asked]
+        return rows.view(texts, longest, -1)
 
 
 def _name_today(name: str) -> str:
