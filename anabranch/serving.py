@@ -80,6 +80,11 @@ class Shared:
         return self.folder / "clicks"
 
     @property
+    def connections(self) -> Path:
+        """File of how many connections each process has open; see `server.serving.fair_accept`."""
+        return self.folder / "connections"
+
+    @property
     def looked(self) -> Path:
         """A file that is there once the store was looked at for the first time."""
         return self.folder / "looked"

@@ -23,12 +23,13 @@ import msgspec
 
 from anabranch.serving import Serving, Shared, warmed
 from common.errors import AnabranchError, InvalidSetting
+from server.serving.fair_accept import Tally
 from server.serving.processes import ParentLink, Processes
 from server.serving.reload import ReloadingSource
 from server.serving.shared import BundleFolder, MappedSource
 
 log = logging.getLogger(__name__)
-LOADER, TAIL = "loader", "tail"
+LOADER, TAIL, SERVER = "loader", "tail", "server-"
 LOOK_S = 0.02
 """How often is looked whether the loader has looked at the store for the first time."""
 GIVES_WAY = 10
@@ -96,6 +97,7 @@ def serve_with_processes(
         metrics, shared = Path(folder) / "metrics", Shared(Path(folder))
         for each in (metrics, shared.bundle):
             each.mkdir(mode=0o700)
+        Tally.new(shared.connections, count)
         settings = ProcessSettings(serving, device, shared)
         environment = {
             **os.environ,
@@ -116,7 +118,7 @@ def serve_with_processes(
             )
 
         readers = [LOADER] if serving.broker is None else [LOADER, TAIL]
-        roles = [*readers, *(f"server-{number}" for number in range(1, count + 1))]
+        roles = [*readers, *(f"{SERVER}{number}" for number in range(1, count + 1))]
         Processes(roles, start, settings.encode()).run(on_ready)
 
 
@@ -184,7 +186,8 @@ def _answer(settings: ProcessSettings, link: ParentLink, listener: socket.socket
         except AnabranchError as error:
             # one that replaces another goes on with all other questions
             log.warning("questions with a text are refused: %s", error)
-        serve_until_stopped(app, listener, stopped_by=(signal.SIGTERM,), on_start=link.ready)
+        tally = Tally(settings.shared.connections, int(role.removeprefix(SERVER)) - 1)
+        serve_until_stopped(app, listener, stopped_by=(signal.SIGTERM,), on_start=link.ready, tally=tally)
 
 
 def main() -> None:

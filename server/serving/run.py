@@ -1,5 +1,6 @@
 """Running the service: a socket bound before anything is loaded, uvicorn on it, in this thread or in another."""
 
+import asyncio
 import errno
 import gc
 import ipaddress
@@ -11,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from types import FrameType
 
 import uvicorn
@@ -19,13 +21,12 @@ from threadpoolctl import threadpool_limits
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from common.errors import InvalidSetting, PortInUse, ServiceError
+from server.serving.fair_accept import FairAcceptor, Tally
 from server.serving.problems import problem
 
 BACKLOG = 2_048
 GIVES_WAY_S = 0.0005
 """A thread that follows the topic or takes up a version lets an answer go on after so long, not Python's 5 ms."""
-ACCEPTED_AT_ONCE = 1
-"""A process takes one connection at a time off a socket that several share: the others have their chance."""
 GRACE_SECONDS = 5
 """How long requests under way may take to finish after a stop."""
 
@@ -104,6 +105,13 @@ def url_of(listener: socket.socket) -> str:
 class _Protocol(HttpToolsProtocol):
     """httptools' protocol, except that what it cannot read, an unknown method too, is answered as a problem."""
 
+    tally: Tally | None = None
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        if self.tally is not None:
+            self.tally.closed()
+
     def send_400_response(self, msg: str) -> None:
         refused = problem(
             400,
@@ -122,13 +130,27 @@ class _Server(uvicorn.Server):
 
     stopped_by: tuple[signal.Signals, ...] = (signal.SIGINT, signal.SIGTERM)
     on_start: Callable[[], None] | None = None
+    tally: Tally | None = None
+    acceptors: tuple[FairAcceptor, ...] = ()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        for each in sockets or ():
-            each.listen(BACKLOG)  # the loop has set it to ACCEPTED_AT_ONCE
+        tally = self.tally
+        await super().startup(sockets if tally is None else [])
+        if tally is not None:
+            made = partial(self._shared_protocol, tally)
+            self.acceptors = tuple(FairAcceptor(each, tally, made) for each in sockets or ())
         if self.on_start is not None:
             self.on_start()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for each in self.acceptors:
+            each.close()
+        await super().shutdown(sockets)
+
+    def _shared_protocol(self, tally: Tally) -> asyncio.Protocol:
+        made = _Protocol(self.config, self.server_state, self.lifespan.state)
+        made.tally = tally
+        return made
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -157,7 +179,7 @@ def _server(app: FastAPI) -> _Server:
         server_header=False,
         timeout_graceful_shutdown=GRACE_SECONDS,
         loop="asyncio",
-        backlog=ACCEPTED_AT_ONCE,
+        backlog=BACKLOG,
         http=_Protocol,
         ws="none",
     )
@@ -170,6 +192,7 @@ def serve_until_stopped(
     *,
     stopped_by: tuple[signal.Signals, ...] = (signal.SIGINT, signal.SIGTERM),
     on_start: Callable[[], None] | None = None,
+    tally: Tally | None = None,
 ) -> None:
     """Serve on the socket until a signal, then answer what is under way, and close it.
 
@@ -177,9 +200,11 @@ def serve_until_stopped(
     ----------
     on_start
         Called once questions are answered.
+    tally
+        Of the connections of all processes that share the socket; None for one alone.
     """
     server = _server(app)
-    server.stopped_by, server.on_start = stopped_by, on_start
+    server.stopped_by, server.on_start, server.tally = stopped_by, on_start, tally
     # what was loaded stays: a full collection that looks through all of it would hold up the answers
     gc.collect()
     gc.freeze()

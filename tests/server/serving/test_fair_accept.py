@@ -1,0 +1,98 @@
+"""Who shares a socket has as many connections as the others, whoever wakes first; one that is gone holds up nobody."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Sequence
+from contextlib import ExitStack, asynccontextmanager
+from functools import partial
+from pathlib import Path
+
+from server.serving.fair_accept import FairAcceptor, Tally
+from server.serving.run import bind
+
+
+class _Greeter(asyncio.Protocol):
+    """Says a number, and tells the tally when it is left."""
+
+    def __init__(self, number: int, tally: Tally) -> None:
+        self._number, self._tally = number, tally
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        transport.write(bytes([self._number]))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._tally.closed()
+
+
+async def _callers(listener: socket.socket, count: int) -> list[tuple[int, asyncio.StreamWriter]]:
+    """Connect so many at once; return who answered each."""
+    host, port = listener.getsockname()
+    opened = await asyncio.gather(*(asyncio.open_connection(host, port) for _ in range(count)))
+    return [((await reader.readexactly(1))[0], writer) for reader, writer in opened]
+
+
+@asynccontextmanager
+async def _accepting(listener: socket.socket, path: Path, numbers: Sequence[int]) -> AsyncIterator[None]:
+    """Accept as these, each with a tally and a socket of its own."""
+    with ExitStack() as stack:
+        for number in numbers:
+            tally, own = Tally(path, number), stack.enter_context(listener.dup())
+            acceptor = FairAcceptor(own, tally, partial(_Greeter, number, tally))
+            stack.callback(acceptor.close)
+        yield
+
+
+async def _leave(answered: list[tuple[int, asyncio.StreamWriter]]) -> None:
+    for _, writer in answered:
+        writer.close()
+        await writer.wait_closed()
+
+
+def _shares(answered: list[tuple[int, asyncio.StreamWriter]]) -> list[int]:
+    numbers = [number for number, _ in answered]
+    return [numbers.count(number) for number in range(3)]
+
+
+def test_connections_are_shared_out_evenly(tmp_path: Path) -> None:
+    Tally.new(tmp_path / "tally", 3)
+
+    async def run() -> None:
+        path = tmp_path / "tally"
+        with bind("127.0.0.1", 0) as listener:
+            async with _accepting(listener, path, range(3)):
+                answered = await asyncio.wait_for(_callers(listener, 30), 20.0)
+                assert _shares(answered) == [10, 10, 10]
+                # those of one are closed: it gets the next ones
+                await _leave([each for each in answered if each[0] == 1])
+                await asyncio.sleep(0.1)
+                again = await asyncio.wait_for(_callers(listener, 9), 20.0)
+                assert _shares(again) == [0, 9, 0]
+                await _leave([*again, *(each for each in answered if each[0] != 1)])
+                await asyncio.sleep(0.1)
+
+    asyncio.run(run())
+
+
+def test_one_that_is_gone_holds_up_nobody(tmp_path: Path) -> None:
+    Tally.new(tmp_path / "tally", 3)
+
+    async def run() -> None:
+        with bind("127.0.0.1", 0) as listener:
+            # 1 and 2 never accept anything
+            async with _accepting(listener, tmp_path / "tally", [0]):
+                answered = await asyncio.wait_for(_callers(listener, 12), 20.0)
+                assert _shares(answered) == [12, 0, 0]
+                await _leave(answered)
+                await asyncio.sleep(0.1)
+
+    asyncio.run(run())
+
+
+def test_who_takes_a_place_begins_with_none(tmp_path: Path) -> None:
+    Tally.new(tmp_path / "tally", 2)
+    first, other = Tally(tmp_path / "tally", 0), Tally(tmp_path / "tally", 1)
+    first.opened()
+    assert first.has_more()
+    assert not other.has_more()
+    assert not Tally(tmp_path / "tally", 0).has_more()
