@@ -28,13 +28,16 @@ class ItemSums:
     products: np.ndarray
 
     @classmethod
-    def of(cls, rows: np.ndarray, *more: np.ndarray) -> "ItemSums":
-        """Add up float32 [n, d], and more columns of the same items beside it, [n] each."""
+    def of(cls, rows: np.ndarray, *more: np.ndarray, within: type[np.floating] = np.float64) -> "ItemSums":
+        """Add up float32 [n, d], and more columns of the same items beside it, [n] each.
+
+        `within`: what lots of rows are added up in, before they are added to the others in float64.
+        """
         width = rows.shape[1] + len(more)
         columns, products = np.zeros(width), np.zeros((width, width))
         for start in range(0, len(rows), _ROWS):
             here = slice(start, start + _ROWS)
-            part = np.column_stack([rows[here], *(column[here] for column in more)]).astype(np.float64)
+            part = np.column_stack([rows[here], *(column[here] for column in more)]).astype(within, copy=False)
             columns += part.sum(axis=0)
             products += part.T @ part
         return cls(columns, products)
