@@ -68,6 +68,8 @@ class _Worker:
     """Monotonic seconds when it took up what it works on."""
     quick: bool = False
     """Whether its last job took less than `QUICK_S`."""
+    has_answered: bool = False
+    """Whether it has done a job at all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,7 +249,8 @@ class InProcessGrid(Grid):
         try:
             worker.link.send_bytes(self._written(worker, job.message))
         except (BrokenPipeError, ConnectionResetError):
-            self._replace(worker)
+            # one that had nothing to do since it answered, and was gone by now, did not die of this job
+            self._replace(worker, blames_job=len(worker.jobs) > 1 or not worker.has_answered)
 
     def _hand_ahead(self, worker: _Worker) -> None:
         """Hand a busy worker its next job if it is small: a long one could fill the socket, and all would wait."""
@@ -288,7 +291,7 @@ class InProcessGrid(Grid):
                 continue
             answers.append((worker.jobs.popleft(), raw))
             now = time.monotonic()
-            worker.quick, worker.began = now - worker.began < QUICK_S, now
+            worker.quick, worker.began, worker.has_answered = now - worker.began < QUICK_S, now, True
         self._dispatch()  # first of all, so that nobody waits while answers are read
         for job, raw in answers:
             self._done[job.message.metadata.message_id] = message_from_proto(ProtoMessage.FromString(raw))
@@ -304,18 +307,18 @@ class InProcessGrid(Grid):
                 worker.jobs[0].retried = True
                 worker.process.kill()
 
-    def _replace(self, worker: _Worker) -> None:
-        """Start another process for one that died, and give its job one more chance."""
+    def _replace(self, worker: _Worker, *, blames_job: bool = True) -> None:
+        """Start another process for one that died; its job has one more chance, or as many where it had no part."""
         worker.link.close()
         status = _end(worker.process)
         self._workers[self._workers.index(worker)] = self._start()
         job, *ready = worker.jobs
         self._queue.extendleft(reversed(ready))  # they had not begun
-        if job.retried:
+        if job.retried and blames_job:
             reason = f"the worker process died twice (status {status})"
             self._done[job.message.metadata.message_id] = _error_reply(job, reason)
             return
-        job.retried = True
+        job.retried |= blames_job
         self._queue.appendleft(job)
 
 

@@ -140,8 +140,11 @@ def test_who_dies_once_is_asked_again_by_another_worker(tmp_path: Path) -> None:
 def test_an_idle_worker_that_was_killed_is_replaced() -> None:
     with InProcessGrid(APP, configs({}, {}), workers=2) as grid:
         assert clients(ask(grid)) == ["n0", "n1"]
-        for pid in workers_of(grid):
+        pids = workers_of(grid)
+        for pid in pids:
             os.kill(pid, signal.SIGKILL)
+        # their ends of the sockets too: a job that meets two such workers has not killed either
+        assert gone(pids)
         assert clients(ask(grid)) == ["n0", "n1"]
 
 
