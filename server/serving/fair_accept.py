@@ -8,13 +8,17 @@ another leaves a new connection to it for a moment, and takes it then, if it is 
 """
 
 import asyncio
+import logging
 import mmap
 import socket
 from collections.abc import Callable
 from pathlib import Path
 
+log = logging.getLogger(__name__)
 LEFT_TO_OTHERS_S = 0.005
 """So long is a connection left to a process that has fewer."""
+NO_ROOM_S = 1.0
+"""So long nothing is taken where no file can be opened any more."""
 _NUMBER = 8
 
 
@@ -90,25 +94,35 @@ class FairAcceptor:
         self._loop.add_reader(self._listener, self._ready)
 
     def _ready(self) -> None:
-        if not self._tally.has_more():
-            self._take()
-            return
+        if self._tally.has_more():
+            self._pause(LEFT_TO_OTHERS_S, self._take_late)
+        elif not self._take():
+            self._pause(NO_ROOM_S, self._watch)
+
+    def _take_late(self) -> None:
+        if self._take():
+            self._watch()
+        else:
+            self._pause(NO_ROOM_S, self._watch)
+
+    def _pause(self, seconds: float, then: Callable[[], None]) -> None:
         self._loop.remove_reader(self._listener)
-        self._later = self._loop.call_later(LEFT_TO_OTHERS_S, self._take_and_watch)
+        self._later = self._loop.call_later(seconds, then)
 
-    def _take_and_watch(self) -> None:
-        self._take()
-        self._watch()
-
-    def _take(self) -> None:
+    def _take(self) -> bool:
+        """Take a connection, if there still is one; return False where there is no room for any."""
         try:
             connection, _ = self._listener.accept()
-        except OSError:  # another process has it, or the caller is gone
-            return
+        except (BlockingIOError, InterruptedError, ConnectionAbortedError):  # another has it, or the caller is gone
+            return True
+        except OSError as error:  # too many open files, as a rule: asked again at once, it would take all of a core
+            log.warning("no connection can be taken: %s", error)
+            return False
         self._tally.opened()
         task = self._loop.create_task(self._handle(connection))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return True
 
     async def _handle(self, connection: socket.socket) -> None:
         made = self._protocol()

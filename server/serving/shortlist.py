@@ -103,9 +103,10 @@ class QuickScores:
     def shortlist(self, eligible: np.ndarray, wanted: int) -> np.ndarray:
         """Return rows, rising, among which are the best eligible ones, as many as are wanted."""
         wanted += CLOSE
-        if all(product.coarse is not None for product in self.products) and pays():
+        coarse = [(product.coarse, product.vector) for product in self.products if product.coarse is not None]
+        if len(coarse) == len(self.products) and pays():
             scores = self._without_products()
-            rows = self._possible(scores.copy(), eligible, wanted)
+            rows = _possible(coarse, scores.copy(), eligible, wanted)
             if len(rows) * FEW <= len(scores):
                 found = scores[rows]
                 for product in self.products:
@@ -121,26 +122,28 @@ class QuickScores:
             scores[rows] += amounts
         return scores
 
-    def _possible(self, scores: np.ndarray, eligible: np.ndarray, wanted: int) -> np.ndarray:
-        """Return all rows that may be among so many best, going by the rows in 8 bits; `scores` is used up."""
-        bounds: list[Bounds] = []
-        for product in self.products:
-            assert product.coarse is not None  # noqa: S101  the caller has looked
-            products, bound = product.coarse.product(product.vector)
-            scores += products
-            bounds.append(bound)
-        first = best(scores, eligible, wanted)
-        if len(first) < wanted:
-            return np.flatnonzero(eligible)
-        rounding = float(_ROUNDING * max(abs(scores.max()), abs(scores.min())))
-        # first by the greatest bound, which is one comparison an item, then by each row's own
-        most = sum(bound.most for bound in bounds) + rounding
-        rows = np.flatnonzero((scores >= scores[first[-1]] - 2.0 * most) & eligible)
-        off = sum((bound.at(rows) for bound in bounds), np.full(len(rows), rounding, dtype=np.float32))
-        among = scores[rows]
-        least = np.partition(among - off, len(rows) - wanted)[len(rows) - wanted]
-        possible: np.ndarray = rows[among + off >= least]
-        return possible
+
+def _possible(
+    coarse: list[tuple[CoarseRows, np.ndarray]], scores: np.ndarray, eligible: np.ndarray, wanted: int
+) -> np.ndarray:
+    """Return all rows that may be among so many best, going by the rows in 8 bits; `scores` is used up."""
+    bounds: list[Bounds] = []
+    for rows_in_8_bits, vector in coarse:
+        products, bound = rows_in_8_bits.product(vector)
+        scores += products
+        bounds.append(bound)
+    first = best(scores, eligible, wanted)
+    if len(first) < wanted:
+        return np.flatnonzero(eligible)
+    rounding = float(_ROUNDING * max(abs(scores.max()), abs(scores.min())))
+    # first by the greatest bound, which is one comparison an item, then by each row's own
+    most = sum(bound.most for bound in bounds) + rounding
+    rows = np.flatnonzero((scores >= scores[first[-1]] - 2.0 * most) & eligible)
+    off = sum((bound.at(rows) for bound in bounds), np.full(len(rows), rounding, dtype=np.float32))
+    among = scores[rows]
+    least = np.partition(among - off, len(rows) - wanted)[len(rows) - wanted]
+    possible: np.ndarray = rows[among + off >= least]
+    return possible
 
 
 def _columns_at(columns: tuple[Column, ...], rows: np.ndarray) -> np.ndarray:

@@ -1,12 +1,17 @@
 """Who shares a socket has as many connections as the others, whoever wakes first; one that is gone holds up nobody."""
 
 import asyncio
+import errno
 import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import pytest
+
+from server.serving import fair_accept
 from server.serving.fair_accept import FairAcceptor, Tally
 from server.serving.run import bind
 
@@ -96,3 +101,34 @@ def test_who_takes_a_place_begins_with_none(tmp_path: Path) -> None:
     assert first.has_more()
     assert not other.has_more()
     assert not Tally(tmp_path / "tally", 0).has_more()
+
+
+class _Full(socket.socket):
+    """A listening socket of a process that can open no more files, for its first two calls."""
+
+    asked = 0
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        self.asked += 1
+        if self.asked <= 2:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return super().accept()
+
+
+def test_where_no_file_can_be_opened_it_waits_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fair_accept, "NO_ROOM_S", 0.05)
+    Tally.new(tmp_path / "tally", 1)
+
+    async def run() -> None:
+        tally = Tally(tmp_path / "tally", 0)
+        with bind("127.0.0.1", 0) as listener, _Full(fileno=listener.dup().detach()) as full:
+            acceptor = FairAcceptor(full, tally, partial(_Greeter, 7, tally))
+            answered = await asyncio.wait_for(_callers(listener, 1), 20.0)
+            # no more than were refused, the one that was not, and perhaps one more look
+            assert full.asked <= 4
+            assert [number for number, _ in answered] == [7]
+            await _leave(answered)
+            await asyncio.sleep(0.1)
+            acceptor.close()
+
+    asyncio.run(run())
