@@ -20,6 +20,7 @@ from server.serving.bundle import load_bundle
 from server.serving.recommend import Question, recommend
 from stream.broker import EmbeddedBroker
 from tests.integration.test_blend_served import shop
+from tests.processes import alive
 from tests.server.serving.conftest import board_store
 from tests.server.serving.stores import new_store, publish
 
@@ -45,14 +46,6 @@ def until(done: Callable[..., object], *given: object) -> None:
     while not done(*given):
         assert time.monotonic() < deadline
         time.sleep(0.02)
-
-
-def alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
 
 
 @contextmanager

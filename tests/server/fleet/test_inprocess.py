@@ -22,6 +22,7 @@ from server.fleet.flower import GridFleet
 from server.fleet.inprocess import FIRST_NODE, InProcessGrid
 from server.fleet.wire import Task, encode_task
 from server.fleet.worker import load_app
+from tests.processes import alive
 
 APP = "tests.server.fleet.apps:app"
 ADAPTER = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.array([np.float32(1e-30)])}
@@ -53,14 +54,6 @@ def clients(replies: Sequence[Reply]) -> list[str]:
 
 def configs(*nodes: Mapping[str, str]) -> list[dict[str, str]]:
     return [{"client": f"n{number}", **node} for number, node in enumerate(nodes)]
-
-
-def alive(pid: int) -> bool:
-    try:
-        status = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
-        return False
-    return status != "Z"
 
 
 def gone(pids: Sequence[int], within_s: float = 15.0) -> bool:
