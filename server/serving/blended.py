@@ -13,14 +13,15 @@ were taken beforehand (`server.serving.sums`). That single pass finds the items 
 and scores are then worked out one by one, in float64.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 import numpy as np
 
 from common.blends import BlendMembers
-from server.serving.bundle import Bundle, Stream
+from common.snapshots import MFSnapshot
+from server.serving.bundle import Bundle, Model, Stream
 from server.serving.fusion import (
     Fused,
     HistorySum,
@@ -32,9 +33,11 @@ from server.serving.fusion import (
     text_sum,
 )
 from server.serving.pairs import pairs_of
-from server.serving.raw_scores import LEAST_SPREAD, RawScores
-from server.serving.shortlist import QuickScores
+from server.serving.raw_scores import KINDS, NO_LIKENESS, Habits, RawScores, raw_scores
+from server.serving.shortlist import Product, QuickScores
+from server.serving.standing import LEAST_SPREAD
 
+NOTHING = np.empty(0, dtype=np.int64)
 QUERY_WEIGHT = 2.0
 SPREAD_BESIDE_QUERY = {False: 0.5, True: 1.0}
 """Of the blend beside a query's text, without and with a history; by hand, as `FusionTable`'s weights."""
@@ -68,6 +71,22 @@ class Asked:
     opens: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class QueryMember:
+    """Likeness to a query, a member beside the blend's: mean and spread over the items that may be shown."""
+
+    product: Product
+    mean: float
+    spread: float
+
+    def z(self, rows: np.ndarray) -> np.ndarray:
+        """Return what it says of some rows, float64."""
+        # by einsum: a row's product is the same bits whatever rows are asked for beside it
+        raw = np.einsum("rd,d->r", self.product.rows[rows], self.product.vector).astype(np.float64)
+        z: np.ndarray = (raw - self.mean) / self.spread
+        return z
+
+
 class Blended:
     """The scores of all items for one question; see `server.serving.fusion.Scored`.
 
@@ -77,77 +96,72 @@ class Blended:
     ----------
     raw
         What the members say.
-    mean, spread
-        Of each member over the items that may be shown, float64 [m]; the spread is infinite where it says nothing.
     coefficient
         Of each member, float64 [m].
-    sums
-        How members come about that are sums over the history.
-    quick
-        The scores, but for a constant and for rounding.
-    again
+    habits
         Rows with a habit, and what it adds to each, float64.
-    shown
-        bool [n]: the items that means and spreads are taken over.
+    query
+        The member beside them, whose coefficient is `QUERY_WEIGHT`.
+    sums
+        Gives how members come about that are sums over the history, which only reasons need.
     """
 
     def __init__(
         self,
         raw: RawScores,
-        mean: np.ndarray,
-        spread: np.ndarray,
         coefficient: np.ndarray,
-        sums: Mapping[MemberKind, HistorySum],
-        quick: QuickScores,
-        again: tuple[np.ndarray, np.ndarray],
-        shown: np.ndarray,
+        habits: Habits,
+        query: QueryMember | None,
+        sums: Callable[[], Mapping[MemberKind, HistorySum]],
     ) -> None:
-        self.quick, self._raw, self._mean, self._spread, self._coefficient = quick, raw, mean, spread, coefficient
-        self._sums, self._again, self._shown = sums, again, shown
+        self._raw, self._coefficient, self._habits, self._query, self._sums = raw, coefficient, habits, query, sums
 
     @property
     def kinds(self) -> tuple[MemberKind, ...]:
         """The members that tell any item from another."""
-        told = zip(self._raw.kinds, self._coefficient.tolist(), self._spread.tolist(), strict=True)
+        told = zip(KINDS, self._coefficient.tolist(), self._raw.spread.tolist(), strict=True)
         said = [kind for kind, coefficient, spread in told if coefficient and spread < np.inf]
-        return (*said, "habit") if self._again[1].any() else tuple(said)
+        if self._query is not None and self._query.spread < np.inf:
+            said.insert(0, "query")
+        return (*said, "habit") if self._habits[1].any() else tuple(said)
 
-    def shortlist(self, eligible: np.ndarray, wanted: int) -> np.ndarray:
-        """Return rows, rising, among which are the best eligible ones, as many as are wanted."""
-        return self.quick.shortlist(eligible, wanted)
+    def quick(self) -> QuickScores:
+        """Return the scores but for a constant and for rounding."""
+        scores = self._raw.quick(self._coefficient, self._habits)
+        if self._query is None:
+            return scores
+        alike = self._query.product.times(np.float32(QUERY_WEIGHT / self._query.spread))
+        return replace(scores, products=(*scores.products, alike))
 
-    def exact(self, rows: np.ndarray) -> np.ndarray:
-        """Return the scores of some rows: the sum that `at` gives, without its parts."""
-        return self._summed(self._z(rows), self._habits(rows))
+    def ranked(self, eligible: np.ndarray, wanted: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the best so many eligible rows, best first, and their scores."""
+        if self._query is None:
+            return self._raw.ranked(eligible, wanted, self._coefficient, self._habits)
+        rows = self.quick().shortlist(eligible, wanted)
+        scores = self._exact(rows)
+        order = np.argsort(-scores, kind="stable")[:wanted]
+        return rows[order], scores[order]
 
     def at(self, rows: np.ndarray) -> Fused:
-        """Return the members' opinions on some rows, and their sum."""
-        z, habits = self._z(rows), self._habits(rows)
-        told = zip(self._raw.kinds, z, self._coefficient.tolist(), self._spread.tolist(), strict=True)
-        members: dict[MemberKind, Member] = {
-            kind: Member(said, np.full(len(rows), coefficient), spread, self._shown, self._sums.get(kind))
-            for kind, said, coefficient, spread in told
-        }
-        if habits is not None:
-            members["habit"] = Member(habits, np.ones(len(rows)), np.inf, self._shown)
-        return Fused(self._summed(z, habits), MappingProxyType(members))
+        """Return the members' opinions on some rows, and the scores that `ranked` gives them."""
+        shown, sums = self._raw.shown, self._sums()
+        members: dict[MemberKind, Member] = {}
+        if self._query is not None:
+            weight = np.full(len(rows), QUERY_WEIGHT)
+            members["query"] = Member(self._query.z(rows), weight, self._query.spread, shown)
+        told = zip(KINDS, self._raw.z(rows), self._coefficient.tolist(), self._raw.spread.tolist(), strict=True)
+        for kind, said, coefficient, spread in told:
+            members[kind] = Member(said, np.full(len(rows), coefficient), spread, shown, sums.get(kind))
+        habitual, amount = self._habits
+        if len(habitual):
+            added = np.zeros(len(shown))
+            added[habitual] = amount
+            members["habit"] = Member(added[rows], np.ones(len(rows)), np.inf, shown)
+        return Fused(self._exact(rows), MappingProxyType(members))
 
-    def _z(self, rows: np.ndarray) -> np.ndarray:
-        z: np.ndarray = (self._raw.at(rows) - self._mean[:, None]) / self._spread[:, None]
-        return z
-
-    def _habits(self, rows: np.ndarray) -> np.ndarray | None:
-        habitual, amount = self._again
-        if not len(habitual):
-            return None
-        added = np.zeros(len(self._shown))
-        added[habitual] = amount
-        of_rows: np.ndarray = added[rows]
-        return of_rows
-
-    def _summed(self, z: np.ndarray, habits: np.ndarray | None) -> np.ndarray:
-        scores: np.ndarray = self._coefficient @ z
-        return scores if habits is None else scores + habits
+    def _exact(self, rows: np.ndarray) -> np.ndarray:
+        scores = self._raw.exactly(rows, self._coefficient, self._habits)
+        return scores if self._query is None else scores + QUERY_WEIGHT * self._query.z(rows)
 
 
 def blended(bundle: Bundle, stream: Stream, blend: BlendMembers, asked: Asked, query: np.ndarray | None) -> Blended:
@@ -162,54 +176,58 @@ def blended(bundle: Bundle, stream: Stream, blend: BlendMembers, asked: Asked, q
     query
         Unit vector of the query's text, float32 [d], or None.
     """
-    without = np.empty(0, dtype=np.int64) if blend.repeats else np.unique(asked.seen)
-    shown = np.ones(len(bundle.items), dtype=bool)
-    shown[without] = False
-    raw, sums = _raw_scores(bundle, stream, blend, asked)
+    history, likeness = asked.history, NO_LIKENESS
+    if len(history) and not blend.text_columns:
+        interest, _ = text_interest(bundle.model.item_vectors, history)
+        likeness = bundle.model.item_vectors @ interest.astype(np.float32)
+    without = NOTHING if blend.repeats else asked.seen
+    raw = raw_scores(stream, blend, history, asked.tried, without, likeness)
     coefficient = blend.weights_of(asked.likes, opens=asked.opens)
-    mean, spread = raw.mean_and_spread(without)
-    again = asked.seen[: len(asked.habit)], asked.habit.astype(np.float64)
-    quick = raw.quick(coefficient / spread)
-    if len(again[0]):
-        quick = replace(quick, extras=(*quick.extras, (again[0], asked.habit)))
+    habits = asked.seen[: len(asked.habit)], asked.habit.astype(np.float64)
+    beside = None
     if query is not None:
-        share = _share(raw, quick, shown, known=bool(len(asked.history)))
-        quick, again, coefficient = quick.times(share), (again[0], again[1] * share), coefficient * share
-        raw = replace(raw, query=bundle.model.product(query), query_sums=bundle.model.sums.of_product(query))
-        mean, spread = raw.mean_and_spread(without)
-        coefficient = np.concatenate([[QUERY_WEIGHT], coefficient])
-        alike = bundle.model.product(query).times(np.float32(QUERY_WEIGHT / spread[0]))
-        quick = replace(quick, products=(*quick.products, alike))
-    return Blended(raw, mean, spread, coefficient, sums, quick, again, shown)
+        share = _share(raw, raw.quick(coefficient, habits), known=bool(len(history)))
+        coefficient, habits = coefficient * share, (habits[0], habits[1] * share)
+        beside = _query_member(bundle.model, query, raw.shown)
+    return Blended(raw, coefficient, habits, beside, lambda: _history_sums(bundle, stream.snapshot, blend, asked))
 
 
-def _raw_scores(
-    bundle: Bundle, stream: Stream, blend: BlendMembers, asked: Asked
-) -> tuple[RawScores, Mapping[MemberKind, HistorySum]]:
-    """Return what the members say, and how those come about that are sums over the history."""
-    snapshot, history = stream.snapshot, asked.history
-    factors, width = snapshot.user_factors(history), snapshot.item_factors.shape[1]
-    pairs = pairs_of(blend, asked.tried, history)
-    neighbours = pairs.summed() if len(pairs.item) else None
-    vectors, likeness = np.zeros((2, width), dtype=np.float32), None
-    vectors[0] = factors
+def _query_member(model: Model, query: np.ndarray, shown: np.ndarray) -> QueryMember:
+    """Return likeness to a query, and where it stands over the items that may be shown."""
+    product, without = model.product(query), np.flatnonzero(~shown)
+    left = (product.rows[without] @ query).astype(np.float64)
+    total, squares = model.sums.of_product(query)
+    count = len(shown) - len(without)
+    if not count:
+        return QueryMember(product, 0.0, np.inf)
+    mean = (total - float(left.sum())) / count
+    spread = float(np.sqrt(max(0.0, (squares - float(left @ left)) / count - mean * mean)))
+    return QueryMember(product, mean, spread if spread > LEAST_SPREAD * max(1.0, abs(mean)) else np.inf)
+
+
+def _history_sums(
+    bundle: Bundle, snapshot: MFSnapshot, blend: BlendMembers, asked: Asked
+) -> Mapping[MemberKind, HistorySum]:
+    """Return how those members come about that are sums over the history."""
+    history = asked.history
     if not len(history):
-        return RawScores(stream, blend, vectors, neighbours, None), {}
+        return {}
     folded = factor_sum(snapshot, history)
-    sums: dict[MemberKind, HistorySum] = {"neighbours": pairs, "factors": folded}
+    sums: dict[MemberKind, HistorySum] = {"neighbours": pairs_of(blend, asked.tried, history), "factors": folded}
     if blend.text_columns:
         texts = snapshot.item_factors[:, -blend.text_columns :]
         sums["text"] = Products(texts, texts, history, folded.fading)
-        vectors[1, -blend.text_columns :] = folded.fading.astype(np.float32) @ texts[history]
-    else:
-        interest, length = text_interest(bundle.model.item_vectors, history)
-        likeness = bundle.model.item_vectors @ interest.astype(np.float32)
-        if (by_text := text_sum(bundle.model.item_vectors, history, length)) is not None:
-            sums["text"] = by_text
-    return RawScores(stream, blend, vectors, neighbours, likeness), sums
+        return sums
+    _, length = text_interest(bundle.model.item_vectors, history)
+    if (by_text := text_sum(bundle.model.item_vectors, history, length)) is not None:
+        sums["text"] = by_text
+    return sums
 
 
-def _share(raw: RawScores, quick: QuickScores, shown: np.ndarray, *, known: bool) -> float:
+def _share(raw: RawScores, quick: QuickScores, *, known: bool) -> float:
     """Return the factor that brings the blend's scores to their spread beside a query."""
-    spread = quick.spread(raw.stream.sums, shown) if raw.likeness is None else float(quick.of_all()[shown].std())
+    if len(raw.likeness):
+        spread = float(quick.of_all()[raw.shown].std()) if raw.shown.any() else 0.0
+    else:
+        spread = quick.spread(raw.stream.sums, raw.shown)
     return SPREAD_BESIDE_QUERY[known] / spread if spread > LEAST_SPREAD else 0.0

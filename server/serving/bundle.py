@@ -15,6 +15,7 @@ from common.snapshots import MFSnapshot, read_snapshot
 from common.store import verify_folder
 from server.registry import CURRENT, Registry
 from server.serving.coarse import CoarseRows, coarse_of
+from server.serving.item_rows import ItemRows
 from server.serving.shortlist import Product
 from server.serving.sums import ItemSums
 from server.serving.tables import IdTable, ItemTable
@@ -86,6 +87,8 @@ class Stream:
         The sums, where they are there already.
     coarse
         The item rows in 8 bits, where a service has them.
+    still
+        What the compiled part of an answer reads.
     """
 
     manifest: Manifest
@@ -94,6 +97,7 @@ class Stream:
     coarse: CoarseRows | None = None
     users: IdTable = field(init=False)
     sums: ItemSums = field(init=False)
+    still: ItemRows = field(init=False)
 
     def __post_init__(self, given: ItemSums | None) -> None:
         # object.__setattr__: all are derived from a frozen field, once, and the ids are not kept twice
@@ -104,6 +108,7 @@ class Stream:
         object.__setattr__(self, "sums", sums)
         object.__setattr__(self, "users", users)
         object.__setattr__(self, "snapshot", replace(self.snapshot, user_ids=users))
+        object.__setattr__(self, "still", ItemRows.of(self.snapshot, sums))
 
     def in_8_bits(self) -> "Stream":
         """Return the snapshot with its item rows in 8 bits beside them, where there are many."""

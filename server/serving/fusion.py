@@ -145,15 +145,10 @@ class Fused:
         """The members that tell any item from another."""
         return tuple(kind for kind, member in self.members.items() if member.says_something)
 
-    def shortlist(self, eligible: np.ndarray, wanted: int) -> np.ndarray:
-        """Return the rows of the best eligible items, rising."""
-        rows: np.ndarray = np.sort(best(self.scores, eligible, wanted))
-        return rows
-
-    def exact(self, rows: np.ndarray) -> np.ndarray:
-        """Return the scores of some rows, float64."""
-        scores: np.ndarray = self.scores[rows]
-        return scores
+    def ranked(self, eligible: np.ndarray, wanted: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the best so many eligible rows, best first, and their scores."""
+        rows = best(self.scores, eligible, wanted)
+        return rows, self.scores[rows]
 
     def at(self, rows: np.ndarray) -> "Fused":
         """Return what is said of some rows."""
@@ -172,12 +167,8 @@ class Scored(Protocol):
         """The members that tell any item from another."""
         ...
 
-    def shortlist(self, eligible: np.ndarray, wanted: int) -> np.ndarray:
-        """Return rows, rising, among which are the best eligible ones, as many as are wanted."""
-        ...
-
-    def exact(self, rows: np.ndarray) -> np.ndarray:
-        """Return the scores of some rows, in their order, float64."""
+    def ranked(self, eligible: np.ndarray, wanted: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the best so many eligible rows, best first, and their scores, float64."""
         ...
 
     def at(self, rows: np.ndarray) -> Fused:

@@ -34,10 +34,6 @@ class PairSum:
     history: np.ndarray
     n_items: int
 
-    def summed(self) -> np.ndarray:
-        """Return what each item gets in all, float64 [n]."""
-        return np.bincount(self.item, weights=self.amount, minlength=self.n_items)
-
     def above_average(self, chosen: np.ndarray, over: np.ndarray) -> np.ndarray:
         """Return what each item of the history adds to each chosen row above its average, float64 [c, h]."""
         # an item that was tried and not liked has no place in the history

@@ -322,23 +322,19 @@ def _chosen(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, Fused | None]:
     """Return the rows of the slate, in its order, their scores, how probable each was, and what explains them."""
     wanted = pool_size(question.k) if question.diversity or question.explore else question.k
-    pool = scored.shortlist(eligible, wanted)
-    # the same numbers either way, to the last bit: reasons must add up to the score
-    closely = scored.at(pool) if question.explain else None
-    scores = scored.exact(pool) if closely is None else closely.scores
-    order = np.argsort(-scores, kind="stable")[:wanted]
+    pool, scores = scored.ranked(eligible, wanted)
+    order = np.arange(len(pool))
     if question.diversity:
-        vectors = bundle.model.item_vectors[pool[order]]
-        first = spread_out(scores[order], vectors, question.k, question.diversity)
-        order = np.concatenate([order[first], np.delete(order, first)])
+        first = spread_out(scores, bundle.model.item_vectors[pool], question.k, question.diversity)
+        order = np.concatenate([first, np.delete(order, first)])
     propensities = np.ones(min(question.k, len(order)))
     if question.explore:
         # the id, which nobody can guess, decides: so the log alone says how a slate came about
         rng = rng_for("explore", request_id)
         places, propensities = explored(len(order), question.k, question.explore, rng)
         order = order[places]
-    order = order[: question.k]
-    return pool[order], scores[order], propensities, None if closely is None else closely.at(order)
+    rows = pool[order[: question.k]]
+    return rows, scores[order[: question.k]], propensities, scored.at(rows) if question.explain else None
 
 
 def _scored(bundle: Bundle, asked: Asked, question: Question, query: np.ndarray | None, table: FusionTable) -> Scored:

@@ -9,16 +9,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from server.serving.coarse import Bounds, CoarseRows, pays
+from server.serving.coarse import CoarseRows
+from server.serving.item_rows import still
+from server.serving.narrowing import shortlisted
 from server.serving.sums import ItemSums
 
 CLOSE = 16
 """So many items beyond those that are wanted: the score may order neighbours wrongly, by rounding."""
-FEW = 4
-"""One of so many rows, or fewer, are read one by one; more are read from end to end."""
 _BLOCK = 64
-_ROUNDING = np.float32(1e-6)
-"""Of a sum of a few float32, beside the greatest of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +34,16 @@ class Product:
         """Return the product, times a number."""
         return replace(self, vector=self.vector * factor)
 
+    def parts(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Return what the compiled pass is given: rows and vector, and the rows in 8 bits or nothing."""
+        coarse = self.coarse or _NOT_COARSE
+        codes, scale, length, error = map(still, (coarse.codes, coarse.scale, coarse.length, coarse.error))
+        return still(self.rows), self.vector, codes, scale, length, error
+
+
+_NONE = np.empty(0, dtype=np.float32)
+_NOT_COARSE = CoarseRows(np.empty((0, 0), dtype=np.int8), still(_NONE), still(_NONE), still(_NONE))
+_NO_PRODUCT = Product(np.empty((0, 0), dtype=np.float32), _NONE)
 
 Column = tuple[np.ndarray, np.float32]
 
@@ -47,7 +55,7 @@ class QuickScores:
     Parameters
     ----------
     products
-        Are added up, one at least.
+        Are added up, one or two.
     columns
         ``(values, factor)``: one number an item, [n], times a factor; the sums of these are known beforehand.
     loose
@@ -101,18 +109,16 @@ class QuickScores:
         return float(np.sqrt(max(0.0, (squares + float(whole @ whole - summed @ summed)) / count - mean * mean)))
 
     def shortlist(self, eligible: np.ndarray, wanted: int) -> np.ndarray:
-        """Return rows, rising, among which are the best eligible ones, as many as are wanted."""
-        wanted += CLOSE
-        coarse = [(product.coarse, product.vector) for product in self.products if product.coarse is not None]
-        if len(coarse) == len(self.products) and pays():
-            scores = self._without_products()
-            rows = _possible(coarse, scores.copy(), eligible, wanted)
-            if len(rows) * FEW <= len(scores):
-                found = scores[rows]
-                for product in self.products:
-                    found += product.rows[rows] @ product.vector
-                return _rising(rows[best(found, np.ones(len(rows), dtype=bool), wanted)])
-        return _rising(best(self.of_all(), eligible, wanted))
+        """Return rows, rising, among which are the best eligible ones, as many as are wanted.
+
+        Raises
+        ------
+        ValueError
+            When there is no product, or more than two.
+        """
+        first, more = (*self.products, _NO_PRODUCT) if len(self.products) == 1 else self.products
+        base, two = self._without_products(), more is not _NO_PRODUCT
+        return shortlisted(base, eligible, wanted + CLOSE, first.parts(), two, more.parts())
 
     def _without_products(self) -> np.ndarray:
         scores = np.zeros(len(self.products[0].rows), dtype=np.float32)
@@ -123,40 +129,12 @@ class QuickScores:
         return scores
 
 
-def _possible(
-    coarse: list[tuple[CoarseRows, np.ndarray]], scores: np.ndarray, eligible: np.ndarray, wanted: int
-) -> np.ndarray:
-    """Return all rows that may be among so many best, going by the rows in 8 bits; `scores` is used up."""
-    bounds: list[Bounds] = []
-    for rows_in_8_bits, vector in coarse:
-        products, bound = rows_in_8_bits.product(vector)
-        scores += products
-        bounds.append(bound)
-    first = best(scores, eligible, wanted)
-    if len(first) < wanted:
-        return np.flatnonzero(eligible)
-    rounding = float(_ROUNDING * max(abs(scores.max()), abs(scores.min())))
-    # first by the greatest bound, which is one comparison an item, then by each row's own
-    most = sum(bound.most for bound in bounds) + rounding
-    rows = np.flatnonzero((scores >= scores[first[-1]] - 2.0 * most) & eligible)
-    off = sum((bound.at(rows) for bound in bounds), np.full(len(rows), rounding, dtype=np.float32))
-    among = scores[rows]
-    least = np.partition(among - off, len(rows) - wanted)[len(rows) - wanted]
-    possible: np.ndarray = rows[among + off >= least]
-    return possible
-
-
 def _columns_at(columns: tuple[Column, ...], rows: np.ndarray) -> np.ndarray:
     """Return what columns add to some rows, float64."""
     added = np.zeros(len(rows))
     for values, factor in columns:
         added += values[rows].astype(np.float64) * float(factor)
     return added
-
-
-def _rising(rows: np.ndarray) -> np.ndarray:
-    rows.sort()
-    return rows
 
 
 def best(scores: np.ndarray, eligible: np.ndarray, k: int) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from stream.learner.kernels import compiled
+from common.compiled import compiled
 
 MOST_INSERTED = 100
 """Up to so many are found by insertion in one pass, more by sorting."""

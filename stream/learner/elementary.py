@@ -6,7 +6,7 @@ whatever library is installed. Polynomials and splits of ln 2 are those of Cephe
 
 import numpy as np
 
-from stream.learner.kernels import compiled
+from common.compiled import compiled
 
 _ONE, _HALF = np.float32(1.0), np.float32(0.5)
 _MANTISSA, _EXPONENT_OF_ONE = np.int32(23), np.int32(127)

@@ -9,8 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from common.compiled import compiled
 from stream.learner.blending import fill_shares, highest_of, sum_64
-from stream.learner.kernels import SeenLog, UserRows, compiled
+from stream.learner.kernels import SeenLog, UserRows
 from stream.learner.parts import Arrays
 
 RATE = 0.3

@@ -4,31 +4,11 @@ State is passed as named tuples of arrays and changed in place. Sums of products
 result is the same bits on the same kind of processor.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
-import numba
 import numpy as np
 
-F = TypeVar("F", bound=Callable[..., object])
-
-
-def compiled(function: F) -> F:
-    """Compile once and keep the machine code beside the source."""
-    compiled: F = numba.njit(cache=True, error_model="numpy")(function)
-    return compiled
-
-
-def compiled_sum(function: F) -> F:
-    """As `compiled`, and let sums be re-ordered so that they run on all lanes."""
-    compiled: F = numba.njit(cache=True, error_model="numpy", fastmath={"reassoc"})(function)
-    return compiled
-
-
-def compiled_max(function: F) -> F:
-    """As `compiled_sum`, for numbers of which none is NaN: the order in which maxima are taken does not matter then."""
-    compiled: F = numba.njit(cache=True, error_model="numpy", fastmath={"reassoc", "nnan", "nsz"})(function)
-    return compiled
+from common.compiled import compiled, compiled_sum
 
 
 class ItemRows(NamedTuple):

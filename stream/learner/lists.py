@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from stream.learner.kernels import SeenLog, UserRows, compiled
+from common.compiled import compiled
+from stream.learner.kernels import SeenLog, UserRows
 
 Lists = tuple[np.ndarray, np.ndarray]
 """int64 [u + 1] starts and int32 items: user j's are ``items[starts[j]:starts[j + 1]]``."""

@@ -5,8 +5,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from common.compiled import compiled
 from common.errors import InvalidSetting
-from stream.learner.kernels import GOLDEN, UserRows, compiled, mix
+from stream.learner.kernels import GOLDEN, UserRows, mix
 from stream.learner.packing import packed_places, taken_in_rows, unpacked_places
 from stream.learner.parts import Arrays, Event, Ground, Part, PartRanker, check_counts, check_rates, decay_of
 

@@ -5,8 +5,8 @@ from itertools import pairwise
 
 import numpy as np
 
+from common.compiled import compiled
 from common.errors import CheckpointMismatch
-from stream.learner.kernels import compiled
 
 
 def pack_ids(ids: Iterable[str]) -> tuple[np.ndarray, np.ndarray]:

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from stream.learner.kernels import GOLDEN, compiled, mix
+from common.compiled import compiled
+from stream.learner.kernels import GOLDEN, mix
 from stream.learner.neighbours import _PROBES, scale_of
 
 

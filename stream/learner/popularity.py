@@ -5,9 +5,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from common.compiled import compiled
 from stream.learner.base import ArrayRanker
 from stream.learner.elementary import log_32
-from stream.learner.kernels import compiled, mark_seen, note_positive
+from stream.learner.kernels import mark_seen, note_positive
 from stream.learner.parts import Arrays, Event, Ground, Part, PartRanker, check_counts, check_rates
 
 FLOOR = 0.3

@@ -4,9 +4,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from common.compiled import compiled
 from common.errors import InvalidSetting
 from common.ids import stable_hash
-from stream.learner.kernels import GOLDEN, Rule, UserRows, compiled, mix
+from stream.learner.kernels import GOLDEN, Rule, UserRows, mix
 
 MOST_KEPT = 1_000
 

@@ -102,7 +102,7 @@ def test_scores_are_those_of_every_member_over_all_items(
     exact = found.at(np.arange(ITEMS))
     np.testing.assert_allclose(exact.scores, expected, rtol=1e-4, atol=1e-4)
     # the quick ones up to a constant
-    difference = found.quick.of_all() - expected
+    difference = found.quick().of_all() - expected
     assert np.abs(difference - difference.mean()).max() < 1e-4
     assert set(found.kinds) == set(exact.kinds)
     parts = sum(member.coefficient * member.z for member in exact.members.values())

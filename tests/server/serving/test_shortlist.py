@@ -4,14 +4,13 @@ import numpy as np
 import pytest
 
 from common.ids import rng_for
-from server.serving import shortlist
-from server.serving.coarse import LEAST_ROWS, CoarseRows, coarse_of, integer_product, pays
+from server.serving.coarse import LEAST_ROWS, CoarseRows, coarse_of
+from server.serving.narrowing import best_of, in_whole_numbers, narrowed, whole_dot
 from server.serving.shortlist import Product, QuickScores
 from server.serving.sums import ItemSums
 from tests.oracles.best import best_slowly
 
 ITEMS, WIDTH = 1_500, 40
-in_8_bits = pytest.mark.skipif(integer_product() is None, reason="torch multiplies no whole numbers here")
 
 
 def some_rows(kind: str, seed: int, items: int = ITEMS) -> np.ndarray:
@@ -30,26 +29,37 @@ def some_rows(kind: str, seed: int, items: int = ITEMS) -> np.ndarray:
 KINDS = ("plain", "outliers", "sizes", "alike")
 
 
-@in_8_bits
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_coarse_product_is_off_by_no_more_than_it_says(kind: str) -> None:
     rows = some_rows(kind, 0)
+    coarse = CoarseRows.of(rows)
     for seed in range(5):
         weights = rng_for("weights", seed).standard_normal(WIDTH).astype(np.float32) * np.float32(10.0 ** (seed - 2))
-        found, bounds = CoarseRows.of(rows).product(weights)
-        bound = bounds.at(np.arange(ITEMS))
+        whole, step, off, length = in_whole_numbers(weights)
+        found = (coarse.codes.astype(np.int64) @ whole) * (coarse.scale.astype(np.float64) * step)
+        bound = coarse.length * off + coarse.error * length
         expected = rows.astype(np.float64) @ weights.astype(np.float64)
         assert (np.abs(found - expected) <= bound).all()
-        assert (bound <= bounds.most * (1 + 1e-6)).all()
-    # and says something: without bounds that fit, all items would come into question
-    assert np.median(bound) < 0.1 * np.median(np.linalg.norm(rows, axis=1)) * np.linalg.norm(weights)
+        # and says something: without bounds that fit, all items would come into question
+        assert np.median(bound) < 0.1 * np.median(np.linalg.norm(rows, axis=1)) * np.linalg.norm(weights)
 
 
-@in_8_bits
-def test_a_coarse_product_with_nothing_is_nothing() -> None:
-    found, bounds = CoarseRows.of(some_rows("plain", 1)).product(np.zeros(WIDTH, dtype=np.float32))
-    assert not found.any()
-    assert bounds.most == 0.0
+@pytest.mark.parametrize("largest", [0.0, 1e-30, 1.0, 1e30])
+def test_a_vector_in_whole_numbers_is_off_by_no_more_than_it_says(largest: float) -> None:
+    weights = np.linspace(-largest, largest, WIDTH).astype(np.float32)
+    whole, step, off, length = in_whole_numbers(weights)
+    exact = weights.astype(np.float64)
+    assert np.linalg.norm(exact - whole * np.float64(step)) <= off
+    assert np.linalg.norm(exact) <= length
+
+
+def test_products_of_whole_numbers_are_exact() -> None:
+    # with the largest too: what is added up in 16 bits would overflow
+    codes = np.resize(np.arange(-127, 128, dtype=np.int8), (WIDTH, 1_000)).copy()
+    codes[0], codes[1] = 127, -127
+    whole = codes[0].astype(np.int16)
+    for row in codes:
+        assert whole_dot(row, whole) == int(row.astype(np.int64) @ whole)
 
 
 def some_scores(kind: str, seed: int, *, coarse: bool) -> QuickScores:
@@ -66,11 +76,9 @@ def some_scores(kind: str, seed: int, *, coarse: bool) -> QuickScores:
     return QuickScores(tuple(products), columns, ((loose, np.float32(3.0)),), (extras,))
 
 
-@in_8_bits
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("share", [1.0, 0.5, 0.004])
-def test_a_shortlist_misses_none_of_the_best(kind: str, share: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shortlist, "pays", lambda: True)
+def test_a_shortlist_misses_none_of_the_best(kind: str, share: float) -> None:
     for seed in range(4):
         scores = some_scores(kind, seed, coarse=True)
         eligible = rng_for("eligible", seed).random(ITEMS) < share
@@ -98,21 +106,24 @@ def exactly(scores: QuickScores) -> np.ndarray:
     return exact
 
 
-@in_8_bits
-def test_few_rows_are_read_where_the_coarse_ones_tell_them_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shortlist, "pays", lambda: True)
+def test_few_rows_are_read_where_the_coarse_ones_tell_them_apart() -> None:
     scores = some_scores("plain", 3, coarse=True)
-    asked: list[int] = []
-    whole = shortlist.best
+    one, other = scores.products
+    nothing = np.zeros(ITEMS, dtype=np.float32)
+    possible = narrowed(nothing, np.ones(ITEMS, dtype=bool), 26, one.parts(), True, other.parts())
+    assert 26 <= len(possible) < ITEMS // 4
 
-    def best(values: np.ndarray, eligible: np.ndarray, k: int) -> np.ndarray:
-        asked.append(len(values))
-        return whole(values, eligible, k)
 
-    monkeypatch.setattr(shortlist, "best", best)
-    scores.shortlist(np.ones(ITEMS, dtype=bool), 10)
-    assert len(asked) == 2
-    assert 10 <= asked[1] < ITEMS // 4
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_best_of_many_are_the_first_ones_of_a_sorted_list(kind: str) -> None:
+    rng = rng_for("best-of", kind)
+    rows = np.flatnonzero(rng.random(ITEMS) < 0.5)
+    # so coarse that many are equal
+    values = np.round(some_rows(kind, 7)[rows, 0], 1)
+    for k in (1, 2, 50, len(rows) - 1, len(rows), len(rows) + 1):
+        found = best_of(values, rows, k)
+        expected = best_slowly(values, np.ones(len(rows), dtype=bool), k)
+        assert found.tolist() == sorted(rows[expected].tolist())
 
 
 def test_without_coarse_rows_a_shortlist_is_the_same() -> None:
@@ -144,7 +155,3 @@ def test_few_rows_stay_as_they_are() -> None:
     assert again is not None
     assert all(np.array_equal(array, again.arrays()[name]) for name, array in made.arrays().items())
     assert CoarseRows.from_arrays({}) is None
-
-
-def test_whether_it_pays_is_known_once() -> None:
-    assert pays() == pays()
