@@ -1,5 +1,6 @@
 """What the stream's blend knows beside its factors, as serving reads it: frozen arrays, no learner."""
 
+from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -106,9 +107,7 @@ class BlendMembers:
 
     def weights_of(self, likes: int, *, opens: bool = False) -> np.ndarray:
         """Return the members' weights for a user with so many likes, or where a visit opens, float64 [m]."""
-        row: np.ndarray = (
-            self.opening_weights[0] if opens else self.weights[sum(likes >= least for least in self.buckets) - 1]
-        )
+        row: np.ndarray = self.opening_weights[0] if opens else self.weights[bisect_right(self.buckets, likes) - 1]
         return row
 
     def arrays(self) -> dict[str, np.ndarray]:

@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from functools import lru_cache
 
-from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Send
 from starlette.types import Scope as Connection
 
@@ -70,12 +69,12 @@ class Access:
                 message["headers"] = [*message.get("headers", []), *_ALWAYS]
             await send(message)
 
-        refused = None if scope["path"] in OPEN else self._refusal(HTTPConnection(scope), scope)
+        refused = None if scope["path"] in OPEN else self._refusal(scope)
         await (self._app if refused is None else refused)(scope, receive, marked)
 
-    def _refusal(self, request: HTTPConnection, scope: Connection) -> ASGIApp | None:
+    def _refusal(self, scope: Connection) -> ASGIApp | None:
         if self._keys is None:
-            if not is_loopback(request.headers.get("host", "")):
+            if not is_loopback(_header(scope, b"host")):
                 return problem(
                     403,
                     "foreign-host",
@@ -83,7 +82,7 @@ class Access:
                     " to mend it: ask at http://127.0.0.1, or run the service with --keys",
                 )
             return self._too_fast("anybody")
-        given = request.headers.get("authorization", "")
+        given = _header(scope, b"authorization")
         if given[: len(_SCHEME)].lower() != _SCHEME:
             return _unauthorized("no API key; expected the header Authorization: Bearer KEY; to mend it: send a key")
         try:
@@ -118,6 +117,14 @@ class Access:
             f"more requests than this key may send; expected a pause; to mend it: wait {wait:.2f} seconds",
             headers={"Retry-After": str(math.ceil(wait))},
         )
+
+
+def _header(scope: Connection, name: bytes) -> str:
+    """Return the first header of a name in lower case, or nothing."""
+    for key, value in scope["headers"]:
+        if key == name:
+            return str(value, "latin-1")
+    return ""
 
 
 def _unauthorized(detail: str) -> ASGIApp:

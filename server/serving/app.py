@@ -84,9 +84,15 @@ class Answering:
 
     def completed(self, question: Question) -> Question:
         """Return the question with what it leaves to the service."""
-        at = self.clock() if question.at is None else question.at
-        explore = self.explore if question.explore is None else question.explore
-        return replace(question, at=at, explore=explore)
+        return replace(question, at=self.asked_at(question.at), explore=self.explored(question.explore))
+
+    def asked_at(self, at: int | None) -> int:
+        """Return when a question is asked that says so, or does not."""
+        return self.clock() if at is None else at
+
+    def explored(self, explore: float | None) -> float:
+        """Return how often a question explores that says so, or does not."""
+        return self.explore if explore is None else explore
 
     def slate(self, question: Question) -> dict[str, Any]:
         """Answer a question, with what it leaves to the service."""
@@ -158,7 +164,7 @@ def create_app(
     )
     metrics = ServiceMetrics(source, live, clock, process)
     answering = Answering(source, queries, new_id, live, clock, explore)
-    _add_questions(app, source, _answer_with(answering, metrics, slates))
+    _add_questions(app, source, answering, _answer_with(answering, metrics, slates))
     problems.install(app, limits.body_bytes)
     # the last one added is asked first
     app.add_middleware(Patience, limits=limits)
@@ -181,10 +187,9 @@ def create_app(
 
 
 def _answer_with(answering: Answering, metrics: ServiceMetrics, slates: SlateLog | None) -> Answer:
-    """Return what gives the answer to a question, counted and logged."""
+    """Return what gives the answer to a completed question, counted and logged."""
 
     def slate_of(question: Question) -> Response:
-        question = answering.completed(question)
         slate = answering.slate_of(question)
         metrics.slate(known_user=slate["known_user"])
         if slates is not None:
@@ -218,7 +223,7 @@ def _add_events(app: FastAPI, sink: EventSink, metrics: ServiceMetrics, new_id: 
         return {"event_id": event.event_id, "partition": partition, "offset": offset}
 
 
-def _add_questions(app: FastAPI, source: BundleSource, answer: Answer) -> None:
+def _add_questions(app: FastAPI, source: BundleSource, answering: Answering, answer: Answer) -> None:
     @app.post(
         "/v1/recommendations",
         response_model=SlateOut,
@@ -238,8 +243,8 @@ def _add_questions(app: FastAPI, source: BundleSource, answer: Answer) -> None:
             allow=tuple(body.allow),
             deny=tuple(body.deny),
             diversity=body.diversity,
-            at=body.at,
-            explore=body.explore,
+            at=answering.asked_at(body.at),
+            explore=answering.explored(body.explore),
         )
         return await answer(question)
 
@@ -254,7 +259,7 @@ def _add_questions(app: FastAPI, source: BundleSource, answer: Answer) -> None:
         summary="Recommend for a user",
     )
     async def user_recommendations(user_id: UserId, k: KParameter = 10, explain: bool = False) -> Response:
-        return await answer(Question(user_id=user_id, k=k, explain=explain))
+        return await answer(answering.completed(Question(user_id=user_id, k=k, explain=explain)))
 
     @app.get(
         "/v1/items/{item_id:path}/similar",

@@ -108,7 +108,7 @@ class Stream:
         object.__setattr__(self, "sums", sums)
         object.__setattr__(self, "users", users)
         object.__setattr__(self, "snapshot", replace(self.snapshot, user_ids=users))
-        object.__setattr__(self, "still", ItemRows.of(self.snapshot, sums))
+        object.__setattr__(self, "still", ItemRows.of(self.snapshot, sums, self.coarse))
 
     def in_8_bits(self) -> "Stream":
         """Return the snapshot with its item rows in 8 bits beside them, where there are many."""

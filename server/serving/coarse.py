@@ -16,7 +16,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from server.serving.narrowing import LARGEST
+from server.serving.narrowing import LARGEST, InEightBits, still
 
 LEAST_ROWS = 4_096
 """Fewer rows lie in the processor's own memory, where one pass over all takes no longer than one in 8 bits."""
@@ -61,6 +61,10 @@ class CoarseRows:
             made.error[here] = _lengths(part - rounded)
         return made
 
+    def parts(self) -> InEightBits:
+        """Return what a compiled pass is given."""
+        return still(self.codes), still(self.scale), still(self.length), still(self.error)
+
     def arrays(self) -> dict[str, np.ndarray]:
         """Return the arrays by name."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
@@ -69,6 +73,11 @@ class CoarseRows:
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> "CoarseRows | None":
         """Return what `arrays` was asked of, None for no arrays."""
         return cls(**{field.name: arrays[field.name] for field in fields(cls)}) if arrays else None
+
+
+_NOTHING = np.empty(0, dtype=np.float32)
+NOT_COARSE = CoarseRows(np.empty((0, 0), dtype=np.int8), _NOTHING, _NOTHING, _NOTHING)
+"""What a pass is given where there are no rows in 8 bits."""
 
 
 def coarse_of(rows: np.ndarray) -> CoarseRows | None:

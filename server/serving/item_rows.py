@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from common.snapshots import MFSnapshot
+from server.serving.coarse import NOT_COARSE, CoarseRows
+from server.serving.narrowing import InEightBits, still
 from server.serving.sums import ItemSums
 
 
@@ -26,33 +28,25 @@ class ItemRows:
     pair_weights: np.ndarray
     columns: np.ndarray
     products: np.ndarray
+    in_8_bits: InEightBits
 
     @classmethod
-    def of(cls, snapshot: MFSnapshot, sums: ItemSums) -> "ItemRows":
+    def of(cls, snapshot: MFSnapshot, sums: ItemSums, coarse: CoarseRows | None) -> "ItemRows":
         """Take them from a snapshot; none is copied."""
         blend = snapshot.blend
         none, no_rows = np.empty(0, dtype=np.float32), np.empty(0, dtype=np.int32)
         fading = np.exp(-np.arange(snapshot.window, dtype=np.float32) / np.float32(snapshot.recency))
-        arrays = (
-            snapshot.history_factors,
-            snapshot.item_factors,
-            snapshot.item_bias,
-            fading,
-            none if blend is None else blend.popularity,
-            none if blend is None else blend.neighbour_decay,
-            no_rows.astype(np.int64) if blend is None else blend.pair_starts,
-            no_rows if blend is None else blend.pair_items,
-            none if blend is None else blend.pair_weights,
-            sums.columns,
-            sums.products,
+        return cls(
+            history_factors=still(snapshot.history_factors),
+            factors=still(snapshot.item_factors),
+            bias=still(snapshot.item_bias),
+            fading=still(fading),
+            popularity=still(none if blend is None else blend.popularity),
+            neighbour_decay=still(none if blend is None else blend.neighbour_decay),
+            pair_starts=still(no_rows.astype(np.int64) if blend is None else blend.pair_starts),
+            pair_items=still(no_rows if blend is None else blend.pair_items),
+            pair_weights=still(none if blend is None else blend.pair_weights),
+            columns=still(sums.columns),
+            products=still(sums.products),
+            in_8_bits=(coarse or NOT_COARSE).parts(),
         )
-        return cls(*map(still, arrays))
-
-
-def still(array: np.ndarray) -> np.ndarray:
-    """Return an array, or a view of it, that nobody may write to: mapped ones are such, and others are made so."""
-    if not array.flags.writeable:
-        return array
-    view = array.view()
-    view.flags.writeable = False
-    return view

@@ -5,6 +5,7 @@ process is asked adds all of them up. Gauges are then those of the process that 
 """
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -77,6 +78,7 @@ class ServiceMetrics:
         self._kinds: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
         users = Counter("slates", "Slates, by whether the user is known.", ["known_user"], **own)
         self._users = {known: users.labels(str(known).lower()) for known in (False, True)}
+        self._slates: deque[bool] = deque()
         self._events = Counter("events", "Events that the broker took.", **own)
         gauges: tuple[tuple[str, str, Read], ...] = (
             ("ready", "1 when there is a model.", self._ready),
@@ -100,10 +102,12 @@ class ServiceMetrics:
             self._kinds[kind] = found
         found[0].inc()
         found[1].observe(seconds)
+        while self._slates:
+            self._users[self._slates.pop()].inc()
 
     def slate(self, *, known_user: bool) -> None:
-        """Take note of a slate."""
-        self._users[known_user].inc()
+        """Take note of a slate; it is counted with the answer that shows it."""
+        self._slates.append(known_user)
 
     def event(self) -> None:
         """Take note of an event that the broker took."""
@@ -157,12 +161,17 @@ class Measured:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        started = time.perf_counter()
+        started, answered = time.perf_counter(), None
 
-        async def noted(message: Message) -> None:
+        async def timed(message: Message) -> None:
+            nonlocal answered
             if message["type"] == "http.response.start":
-                route = getattr(scope.get("route"), "path", NO_ROUTE)
-                self._metrics.answered(scope["method"], route, message["status"], time.perf_counter() - started)
+                answered = message["status"], time.perf_counter() - started
             await send(message)
 
-        await self._app(scope, receive, noted)
+        try:
+            await self._app(scope, receive, timed)
+        finally:
+            # once the answer is out, so that nobody waits for the figures
+            if answered is not None:
+                self._metrics.answered(scope["method"], getattr(scope.get("route"), "path", NO_ROUTE), *answered)

@@ -13,8 +13,19 @@ LARGEST = 127
 _ROUNDING = 1e-6
 """Of a sum of float32, beside the greatest of them."""
 
-Given = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]
-"""A product as `shortlisted` takes it."""
+InEightBits = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+"""Codes, scale, length and error, as `server.serving.coarse.CoarseRows` has them; all [0] where there are none."""
+Given = tuple[np.ndarray, np.ndarray, InEightBits]
+"""A product: rows and vector, float32 [n, d] and [d], and the rows in 8 bits."""
+
+
+def still(array: np.ndarray) -> np.ndarray:
+    """Return an array, or a view of it, that nobody may write to, as mapped ones are: one form is compiled."""
+    if not array.flags.writeable:
+        return array
+    view = array.view()
+    view.flags.writeable = False
+    return view
 
 
 @compiled
@@ -87,8 +98,8 @@ def in_whole_numbers(vector: np.ndarray) -> tuple[np.ndarray, np.float32, np.flo
 @compiled
 def narrowed(base: np.ndarray, eligible: np.ndarray, wanted: int, one: Given, two: bool, other: Given) -> np.ndarray:
     """Return all rows that may be among the best so many, rising, going by the rows in 8 bits."""
-    _, vector, codes, scale, length, error = one
-    _, other_vector, other_codes, other_scale, other_length, other_error = other
+    _, vector, (codes, scale, length, error) = one
+    _, other_vector, (other_codes, other_scale, other_length, other_error) = other
     n = len(base)
     whole, step, off, size = in_whole_numbers(vector)
     other_whole, other_step, other_off, other_size = in_whole_numbers(other_vector)
@@ -130,15 +141,14 @@ def shortlisted(base: np.ndarray, eligible: np.ndarray, wanted: int, one: Given,
     eligible
         bool [n].
     one
-        Rows and vector, float32 [n, d] and [d], and the rows in 8 bits as `server.serving.coarse.CoarseRows` has them:
-        codes, scale, length and error, all [0] where there are none.
+        What is multiplied.
     two
-        Whether the `other` product is added, given in the same way.
+        Whether the `other` product is added.
     """
-    rows, vector, codes, _, _, _ = one
-    other_rows, other_vector, other_codes, _, _, _ = other
+    rows, vector, in_8_bits = one
+    other_rows, other_vector, other_in_8_bits = other
     n = len(base)
-    if len(codes) == n and (not two or len(other_codes) == n):
+    if len(in_8_bits[0]) == n and (not two or len(other_in_8_bits[0]) == n):
         possible = narrowed(base, eligible, wanted, one, two, other)
     else:
         possible = np.flatnonzero(eligible)
@@ -160,7 +170,8 @@ def ranked(
     neighbours: np.ndarray,
     told: np.ndarray,
     likeness: np.ndarray,
-    product: Given,
+    item_factors: np.ndarray,
+    in_8_bits: InEightBits,
     item_bias: np.ndarray,
     popularity: np.ndarray,
     mean: np.ndarray,
@@ -177,10 +188,9 @@ def ranked(
         So many more come into question, for float32 may order neighbours wrongly.
     vectors, neighbours, told, likeness
         As `standing` gives and takes them.
-    product
-        The item factors, any vector, and the factors in 8 bits; see `shortlisted`.
+    in_8_bits
+        The item factors.
     """
-    item_factors, _, codes, scale, length, error = product
     by = (coefficient / spread).astype(np.float32)
     vector = by[FACTORS] * vectors[0] + by[TEXT] * vectors[1]
     base = np.empty(len(item_bias), dtype=np.float32)
@@ -192,7 +202,7 @@ def ranked(
         base[row] += by[NEIGHBOURS] * np.float32(neighbours[row])
     for place in range(len(habitual)):
         base[habitual[place]] += np.float32(habit[place])
-    one = (item_factors, vector, codes, scale, length, error)
+    one = (item_factors, vector, in_8_bits)
     rows = shortlisted(base, eligible, wanted + close, one, False, one)
     scores = exactly(
         rows, vectors, neighbours, likeness, item_factors, item_bias, popularity,

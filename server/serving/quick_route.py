@@ -1,9 +1,9 @@
 """A short way past the framework for questions that are in order; all others go the framework's own way."""
 
-import json
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import msgspec
 from fastapi import Response
 from pydantic import ValidationError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -66,6 +66,6 @@ async def _whole(receive: Receive) -> bytes | None:
 def _in_order(body: bytes) -> RecommendationRequest | None:
     """Return the question of a body that is in order, None for any other."""
     try:
-        return RecommendationRequest.model_validate(json.loads(body))
+        return RecommendationRequest.model_validate(msgspec.json.decode(body))
     except (ValidationError, ValueError, RecursionError):
         return None

@@ -74,10 +74,9 @@ class RawScores:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return the best so many eligible rows, best first, and their scores."""
         items = self.stream.still
-        product = Product(items.factors, self.vectors[0], self.stream.coarse)
         return ranked(
-            eligible, wanted, CLOSE, self.vectors, self.neighbours, self.told, self.likeness, product.parts(),
-            items.bias, items.popularity, self.mean, self.spread, coefficient, *habits,
+            eligible, wanted, CLOSE, self.vectors, self.neighbours, self.told, self.likeness,
+            items.factors, items.in_8_bits, items.bias, items.popularity, self.mean, self.spread, coefficient, *habits,
         )  # fmt: skip
 
     def quick(self, coefficient: np.ndarray, habits: Habits) -> QuickScores:

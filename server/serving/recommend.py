@@ -1,7 +1,7 @@
 """Question in, slate out: pure, whatever edge asks."""
 
-import secrets
-from collections.abc import Callable, Iterable
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import count, starmap
 from typing import Any
@@ -36,7 +36,7 @@ RequestIds = Callable[[], str]
 
 def random_request_id() -> str:
     """Return a new unguessable id."""
-    return secrets.token_hex(16)
+    return os.urandom(16).hex()
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,9 +256,11 @@ def recommend(
     )
 
 
-def _rows(bundle: Bundle, ids: Iterable[str]) -> np.ndarray:
+def _rows(bundle: Bundle, ids: Sequence[str]) -> np.ndarray:
     """Return the rows of the ids that the catalogue holds, int64, in their order."""
-    found = (bundle.items.index(item_id) for item_id in ids)
+    if not ids:
+        return _NO_ROWS
+    found = map(bundle.items.index, ids)
     return np.array([row for row in found if row is not None], dtype=np.int64)
 
 

@@ -9,9 +9,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from server.serving.coarse import CoarseRows
-from server.serving.item_rows import still
-from server.serving.narrowing import shortlisted
+from server.serving.coarse import NOT_COARSE, CoarseRows
+from server.serving.narrowing import Given, shortlisted, still
 from server.serving.sums import ItemSums
 
 CLOSE = 16
@@ -34,16 +33,12 @@ class Product:
         """Return the product, times a number."""
         return replace(self, vector=self.vector * factor)
 
-    def parts(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Return what the compiled pass is given: rows and vector, and the rows in 8 bits or nothing."""
-        coarse = self.coarse or _NOT_COARSE
-        codes, scale, length, error = map(still, (coarse.codes, coarse.scale, coarse.length, coarse.error))
-        return still(self.rows), self.vector, codes, scale, length, error
+    def parts(self) -> Given:
+        """Return what the compiled pass is given."""
+        return still(self.rows), self.vector, (self.coarse or NOT_COARSE).parts()
 
 
-_NONE = np.empty(0, dtype=np.float32)
-_NOT_COARSE = CoarseRows(np.empty((0, 0), dtype=np.int8), still(_NONE), still(_NONE), still(_NONE))
-_NO_PRODUCT = Product(np.empty((0, 0), dtype=np.float32), _NONE)
+_NO_PRODUCT = Product(np.empty((0, 0), dtype=np.float32), np.empty(0, dtype=np.float32))
 
 Column = tuple[np.ndarray, np.float32]
 

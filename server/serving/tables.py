@@ -146,7 +146,7 @@ class ItemTable:
         return cls(IdTable.of(catalogue.ids), titles, IdTable.of(names), starts, rows)
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return len(self.ids.starts) - 1
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.ids)
