@@ -14,7 +14,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ import msgspec
 
 from anabranch.serving import Serving, Shared, warmed
 from common.errors import AnabranchError, InvalidSetting
+from common.priority import give_way
 from server.serving.fair_accept import Tally
 from server.serving.processes import ParentLink, Processes
 from server.serving.reload import ReloadingSource
@@ -136,17 +137,9 @@ def _load(settings: ProcessSettings, link: ParentLink) -> None:
     source = ReloadingSource(serving.store, serving.reload_every, keep=BundleFolder(settings.shared.bundle).write)
     with source.polling():
         settings.shared.looked.touch()
-        _give_way()
+        give_way(GIVES_WAY)  # the processes that answer have a core first
         link.ready()
         stop.wait()
-
-
-def _give_way() -> None:
-    """Let the processes that answer have a core first."""
-    os.nice(GIVES_WAY)
-    # Linux shares cores by session where it is set to, whatever the processes in one ask for; this one has its own
-    with suppress(OSError):
-        Path("/proc/self/autogroup").write_text(f"{GIVES_WAY}\n")
 
 
 def _tail(settings: ProcessSettings, link: ParentLink) -> None:

@@ -26,7 +26,7 @@ from stream.producer import produce
 
 PROCESSES, FACTORS, USERS, FIRST_CLICKS = 2, 64, 2_000, 20_000
 EVENTS_A_SECOND, SWAP_EVERY_S, VERSIONS = 2_000, 2.0, 6
-CHECKPOINT_EVENTS, CAUGHT_UP_WITHIN_S = 10_000, 60.0
+CHECKPOINT_EVENTS, LEARNER_NICE, CAUGHT_UP_WITHIN_S = 10_000, 15, 60.0
 WORDS = (
     "night sea love war city space train garden ghost king dark summer music island river star snow road life".split()
 )
@@ -124,9 +124,8 @@ def anabranch(*words: str) -> list[str]:
 
 def _learn(root: Path, servers: str, topic: str) -> list[str]:
     where = ["--store", str(root), "--bootstrap-servers", servers, "--topic", topic]
-    return anabranch(
-        "stream", "learn", *where, "--evaluate-every", "0", "--checkpoint-every", f"{CHECKPOINT_EVENTS}", "--json"
-    )
+    how = ["--evaluate-every", "0", "--checkpoint-every", f"{CHECKPOINT_EVENTS}", "--nice", f"{LEARNER_NICE}"]
+    return anabranch("stream", "learn", *where, *how, "--json")
 
 
 @contextmanager

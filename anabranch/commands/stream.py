@@ -97,6 +97,9 @@ SessionOption = Annotated[
 MetricsOption = Annotated[
     int | None, typer.Option("--metrics-port", min=0, max=65_535, help="Answer Prometheus at this port of loopback.")
 ]
+NiceOption = Annotated[
+    int, typer.Option(min=0, max=19, help="Give way to other programs, such as the service on the same machine.")
+]
 LONE_EVENTS, SHARED_EVENTS = 5000, 1000
 """Events between two checkpoints. Workers hear of each other at these, so several of them make more."""
 
@@ -120,6 +123,7 @@ def learn(
     on_lost_offset: OnLostOption = "fail",
     bad_share: BadShareOption = 0.5,
     metrics_port: MetricsOption = None,
+    nice: NiceOption = 0,
     security: SecurityOption = None,
     client: ClientOption = "kafka-python",
     log_format: LogOption = "text",
@@ -145,11 +149,14 @@ def learn(
       anabranch stream learn --idle-timeout 10
       anabranch stream learn --scale-out       # in two terminals: each takes half of the partitions
     """
+    from common.priority import give_way
     from stream.security import read_security
     from stream.settings import WorkerSettings
 
     out = Output(as_json=as_json, log_format=log_format)
     quieten_kafka()
+    if nice:
+        give_way(nice)
     with out.failing():
         settings = WorkerSettings(
             servers=servers,
