@@ -14,6 +14,8 @@ def give_way(steps: int) -> None:
     ask for (`man 7 sched`, autogroups), so a session that begins with this process is lowered too; one that it shares
     with others, such as a terminal's, is theirs as well and stays.
     """
+    if not steps:
+        return
     os.nice(steps)
     if os.getsid(0) == os.getpid():
         with suppress(OSError):  # a system without sessions that share, or one that lets nobody lower them so soon

@@ -149,14 +149,10 @@ def learn(
       anabranch stream learn --idle-timeout 10
       anabranch stream learn --scale-out       # in two terminals: each takes half of the partitions
     """
-    from common.priority import give_way
     from stream.security import read_security
     from stream.settings import WorkerSettings
 
     out = Output(as_json=as_json, log_format=log_format)
-    quieten_kafka()
-    if nice:
-        give_way(nice)
     with out.failing():
         settings = WorkerSettings(
             servers=servers,
@@ -177,7 +173,7 @@ def learn(
             client=client,
         )
         fresh = _fresh_learner(learner, factors, negatives, repeats, ttl_days, admit_at, drift_boost, replay, seed)
-        report = _work(out, settings, fresh, from_catalogue, metrics_port, scale_out=scale_out)
+        report = _work(out, settings, fresh, from_catalogue, metrics_port, nice, scale_out=scale_out)
     out.result(asdict(report), lambda console: _draw_report(console, report, store))
 
 
@@ -187,12 +183,14 @@ def _work(
     fresh: "Served",
     from_catalogue: bool,
     metrics_port: int | None,
+    nice: int,
     *,
     scale_out: bool,
 ) -> "LearnReport":
     """Run one worker until it ends, watched where a port is given."""
     from anabranch.item_texts import NewestTexts
     from common.errors import InvalidSetting
+    from common.priority import give_way
     from stream.consumer import StreamWorker
     from stream.group_worker import GroupWorker
     from stream.learner.blend import Blend
@@ -200,6 +198,8 @@ def _work(
 
     if settings.member is not None and not scale_out:
         raise InvalidSetting("--member without --scale-out", expected="both: a lone worker is in no group")
+    quieten_kafka()
+    give_way(nice)
     store = settings.store
     texts = NewestTexts(store, out.note) if from_catalogue and isinstance(fresh, Blend) else lambda: None
     metrics = None if metrics_port is None else WorkerMetrics()
