@@ -1,7 +1,7 @@
-"""The one door to numba: how arithmetic on arrays is compiled."""
+"""How arithmetic on arrays is compiled, by numba: once an installation, where there is a place to keep machine code."""
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numba
 
@@ -9,18 +9,26 @@ F = TypeVar("F", bound=Callable[..., object])
 
 
 def compiled(function: F) -> F:
-    """Compile once and keep the machine code beside the source."""
-    compiled: F = numba.njit(cache=True, error_model="numpy")(function)
-    return compiled
+    """Compile, and keep the machine code beside the source, in NUMBA_CACHE_DIR, or in the user's cache."""
+    return _kept(function)
 
 
 def compiled_sum(function: F) -> F:
     """As `compiled`, and let sums be re-ordered so that they run on all lanes."""
-    compiled: F = numba.njit(cache=True, error_model="numpy", fastmath={"reassoc"})(function)
-    return compiled
+    return _kept(function, fastmath={"reassoc"})
 
 
 def compiled_max(function: F) -> F:
     """As `compiled_sum`, for numbers of which none is NaN: the order in which maxima are taken does not matter then."""
-    compiled: F = numba.njit(cache=True, error_model="numpy", fastmath={"reassoc", "nnan", "nsz"})(function)
-    return compiled
+    return _kept(function, fastmath={"reassoc", "nnan", "nsz"})
+
+
+def _kept(function: F, **options: Any) -> F:
+    # division by zero gives infinity, as numpy's does
+    options["error_model"] = "numpy"
+    made: F
+    try:
+        made = numba.njit(cache=True, **options)(function)
+    except RuntimeError:  # no folder may be written to, so each process compiles for itself
+        made = numba.njit(**options)(function)
+    return made
