@@ -16,13 +16,13 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
+from common.compiled import compiled_max
 from server.serving.narrowing import LARGEST, InEightBits, still
 
 LEAST_ROWS = 4_096
 """Fewer rows lie in the processor's own memory, where one pass over all takes no longer than one in 8 bits."""
-_ROWS = 4_096
-_ROUNDING = np.float32(1e-6)
-"""Of sums of squares in float32."""
+_UP = 1.0 + 1e-6
+"""More than a number in float64 may lose when it is written as float32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,16 +49,7 @@ class CoarseRows:
         """Write float32 [n, d] in 8 bits."""
         n, width = rows.shape
         made = cls(np.empty((n, width), dtype=np.int8), *(np.empty(n, dtype=np.float32) for _ in range(3)))
-        for start in range(0, n, _ROWS):
-            part = rows[start : start + _ROWS]
-            here = slice(start, start + len(part))
-            scale = np.abs(part).max(axis=1) / np.float32(LARGEST)
-            scale[scale == 0.0] = 1.0
-            rounded = np.rint(part / scale[:, None])
-            made.codes[here], made.scale[here] = rounded, scale
-            rounded *= scale[:, None]
-            made.length[here] = _lengths(rounded)
-            made.error[here] = _lengths(part - rounded)
+        _write(still(rows), made.codes, made.scale, made.length, made.error)
         return made
 
     def parts(self) -> InEightBits:
@@ -85,7 +76,24 @@ def coarse_of(rows: np.ndarray) -> CoarseRows | None:
     return CoarseRows.of(rows) if len(rows) >= LEAST_ROWS else None
 
 
-def _lengths(rows: np.ndarray) -> np.ndarray:
-    """Return the lengths of rows, float32, rounded up."""
-    lengths: np.ndarray = np.sqrt(np.einsum("ij,ij->i", rows, rows)) * (1 + _ROUNDING)
-    return lengths
+@compiled_max
+def _write(rows: np.ndarray, codes: np.ndarray, scale: np.ndarray, length: np.ndarray, error: np.ndarray) -> None:
+    """Write rows, which are finite, in 8 bits; lengths are rounded up."""
+    most = np.float32(LARGEST)
+    for row in range(len(rows)):
+        largest = np.float32(0.0)
+        for value in rows[row]:
+            largest = max(largest, abs(value))
+        step = largest / most
+        if step == np.float32(0.0):
+            step = np.float32(1.0)
+        coded, off = 0.0, 0.0
+        for place in range(rows.shape[1]):
+            # a step that is hardly a number may be rounded so far down that more than the largest would be needed
+            whole = max(-most, min(most, np.rint(rows[row, place] / step)))
+            codes[row, place] = np.int8(whole)
+            part = np.float64(whole) * np.float64(step)
+            coded += part * part
+            off += (np.float64(rows[row, place]) - part) ** 2
+        scale[row] = step
+        length[row], error[row] = np.sqrt(coded) * _UP, np.sqrt(off) * _UP
