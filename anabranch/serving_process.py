@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -21,7 +22,6 @@ from typing import Any
 import msgspec
 
 from anabranch.serving import Serving, Shared, warmed
-from anabranch.serving_folder import service_folder
 from common.errors import AnabranchError, InvalidSetting
 from common.priority import give_way
 from server.serving.fair_accept import Tally
@@ -94,8 +94,8 @@ def serve_with_processes(
         raise InvalidSetting(
             f"{count} processes on {sys.platform}", expected="1: here a socket cannot be handed to another process"
         )
-    with service_folder() as folder:
-        metrics, shared = folder / "metrics", Shared(folder)
+    with tempfile.TemporaryDirectory(prefix="anabranch-serve-") as folder:
+        metrics, shared = Path(folder) / "metrics", Shared(Path(folder))
         for each in (metrics, shared.bundle):
             each.mkdir(mode=0o700)
         Tally.new(shared.connections, count)
