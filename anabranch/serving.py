@@ -139,7 +139,7 @@ class Serving:
         keys = None if self.keys is None else KeyFile(self.keys)
         if keys is not None:
             keys.keys()  # a file that cannot be read shows now, not with the first request
-        source: PolledSource = ReloadingSource(self.store, self.reload_every, keep=in_8_bits)
+        source: PolledSource = ReloadingSource(self.store, self.reload_every, keep=_kept)
         if shared is not None:
             source = MappedSource(shared.bundle, self.store, warm=_answer_once)
         with ExitStack() as stack:
@@ -232,9 +232,21 @@ def warmed(queries: QueryTexts, source: BundleSource) -> Iterator[None]:
 
 
 def _answer_once(bundle: Bundle) -> None:
-    """Bring a bundle into memory: a question with a text reads the rows of all items, and their texts' vectors."""
+    """Bring a bundle into memory, and have all compiled that its answers need, before anybody waits for one.
+
+    A question reads the rows of all items, one with a text those of their texts' vectors too.
+    """
     if len(bundle.items):
+        first = bundle.items.ids.at([0])[0]
+        recommend(bundle, Question(history=(first,), k=1, explain=True), None, "")
         recommend(bundle, Question(query="any", k=1), bundle.model.item_vectors[0], "")
+
+
+def _kept(bundle: Bundle) -> Bundle:
+    """Return a bundle as one process serves it."""
+    bundle = in_8_bits(bundle)
+    _answer_once(bundle)
+    return bundle
 
 
 def _offsets_of(source: BundleSource) -> Mapping[str, Mapping[str, int]]:

@@ -182,7 +182,8 @@ def blended(bundle: Bundle, stream: Stream, blend: BlendMembers, asked: Asked, q
         likeness = bundle.model.item_vectors @ interest.astype(np.float32)
     without = NOTHING if blend.repeats else asked.seen
     raw = raw_scores(stream, blend, history, asked.tried, without, likeness)
-    coefficient = blend.weights_of(asked.likes, opens=asked.opens)
+    # a copy, for one that nobody may write to would be compiled for anew
+    coefficient = blend.weights_of(asked.likes, opens=asked.opens).copy()
     habits = asked.seen[: len(asked.habit)], asked.habit.astype(np.float64)
     beside = None
     if query is not None:
