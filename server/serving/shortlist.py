@@ -35,7 +35,8 @@ class Product:
 
     def parts(self) -> Given:
         """Return what the compiled pass is given."""
-        return still(self.rows), self.vector, (self.coarse or NOT_COARSE).parts()
+        # the vector may be a row of an array that nobody may write to, or not
+        return still(self.rows), self.vector.copy(), (self.coarse or NOT_COARSE).parts()
 
 
 _NO_PRODUCT = Product(np.empty((0, 0), dtype=np.float32), np.empty(0, dtype=np.float32))

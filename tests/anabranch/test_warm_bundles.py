@@ -14,7 +14,7 @@ from server.serving.narrowing import still
 from server.serving.recommend import Question, recommend, similar
 from tests.server.serving.test_blended import a_bundle
 
-COMPILED = (
+COMPILED: tuple[Any, ...] = (
     standing.standing,
     standing.said,
     standing.exactly,
@@ -24,7 +24,7 @@ COMPILED = (
 
 
 def forms() -> list[int]:
-    return [len(function.signatures) for function in COMPILED]  # type: ignore[attr-defined]  # numba's dispatchers
+    return [len(function.signatures) for function in COMPILED]
 
 
 def as_mapped(bundle: Bundle) -> Bundle:
