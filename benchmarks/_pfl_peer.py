@@ -42,7 +42,7 @@ class Zeros(FederatedAlgorithm):
 
     def process_aggregated_statistics(self, *given: object, **more: object) -> tuple[object, Metrics]:
         """Refuse: a round ends with the sum here, which no model takes up."""
-        raise NotImplementedError  # pfl wants this method too; nothing here calls it
+        raise NotImplementedError  # pfl's base class wants the method; nothing here calls it
 
 
 class PflRounds:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import numba
+import numpy as np
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -32,3 +33,12 @@ def _kept(function: F, **options: Any) -> F:
     except RuntimeError:  # no folder may be written to, so each process compiles for itself
         made = numba.njit(**options)(function)
     return made
+
+
+@compiled_sum
+def dot(left: np.ndarray, right: np.ndarray) -> np.float32:
+    """Return the product of two float32 vectors."""
+    total = np.float32(0.0)
+    for place in range(len(left)):
+        total += left[place] * right[place]
+    return total

@@ -39,7 +39,7 @@ def dense(weight: torch.Tensor, bias: torch.Tensor, *, gelu: bool = False) -> De
         return lambda rows: functional.linear(rows, weight, bias)
     onednn = torch.ops.mkldnn
     laid_out = onednn._reorder_linear_weight(weight, USUAL_ROWS)  # noqa: SLF001  torch has no public name for it
-    product_of = onednn._linear_pointwise  # noqa: SLF001  torch has no public name for this one either
+    product_of = onednn._linear_pointwise  # noqa: SLF001  torch has no public name for it
     after: tuple[str, list[float], str] = (
         ("gelu", [], "none") if gelu else ("none", [], "")
     )  # and GELU itself, not tanh's likeness of it

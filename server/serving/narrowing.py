@@ -5,8 +5,8 @@ Rows that are there in 8 bits (`server.serving.coarse`) say first what comes int
 
 import numpy as np
 
-from common.compiled import compiled
-from server.serving.standing import FACTORS, NEIGHBOURS, POPULARITY, TEXT, dot, exactly
+from common.compiled import compiled, dot
+from server.serving.standing import FACTORS, NEIGHBOURS, POPULARITY, TEXT, exactly
 
 LARGEST = 127
 """Of the whole numbers that 8 bits are used for."""

@@ -6,21 +6,12 @@ service that is asked now and then as in a loop. `tests.oracles.served_blend` is
 
 import numpy as np
 
-from common.compiled import compiled, compiled_sum
+from common.compiled import compiled, compiled_sum, dot
 
 LEAST_SPREAD = 1e-6
 """A member that tells items apart by no more, beside its mean, says the same of all."""
 NEIGHBOURS, FACTORS, TEXT, POPULARITY = range(4)
 """The blend's members, in the order of `common.blends.MEMBERS`."""
-
-
-@compiled_sum
-def dot(left: np.ndarray, right: np.ndarray) -> np.float32:
-    """Return the product of two float32 vectors."""
-    total = np.float32(0.0)
-    for place in range(len(left)):
-        total += left[place] * right[place]
-    return total
 
 
 @compiled

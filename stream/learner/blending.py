@@ -6,14 +6,13 @@ import numpy as np
 from numba import types
 from numba.experimental import structref
 
-from common.compiled import compiled, compiled_max, compiled_sum
+from common.compiled import compiled, compiled_max, compiled_sum, dot
 from stream.learner.elementary import exp_32
 from stream.learner.factors import Taste, Tools, ask, learn_liked
 from stream.learner.kernels import (
     ItemRows,
     SeenLog,
     UserRows,
-    dot,
     fold,
     mark_seen,
     note_positive,

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from common.compiled import compiled
+from common.compiled import compiled, dot
 from common.ids import rng_for, stable_hash
 from stream.learner.haste import hastened
 from stream.learner.kernels import (
@@ -13,7 +13,6 @@ from stream.learner.kernels import (
     Rule,
     Scratch,
     UserRows,
-    dot,
     draw_unseen,
     fold,
     learn_dislike,

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from common.compiled import compiled, compiled_sum
+from common.compiled import compiled, dot
 
 
 class ItemRows(NamedTuple):
@@ -72,15 +72,6 @@ class Scratch(NamedTuple):
 
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _ONE = np.float32(1.0)
-
-
-@compiled_sum
-def dot(left: np.ndarray, right: np.ndarray) -> np.float32:
-    """Return the product of two float32 vectors."""
-    total = np.float32(0.0)
-    for place in range(len(left)):
-        total += left[place] * right[place]
-    return total
 
 
 @compiled

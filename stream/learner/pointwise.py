@@ -5,14 +5,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from common.compiled import compiled
+from common.compiled import compiled, dot
 from common.errors import InvalidSetting
 from common.ids import rng_for, stable_hash
 from common.snapshots import MFSnapshot
 from stream.learner.admission import learnable_id, number_of
 from stream.learner.base import ArrayRanker
 from stream.learner.freeze import frozen_snapshot
-from stream.learner.kernels import GOLDEN, SeenLog, UserRows, dot, mark_seen, mix, note_positive
+from stream.learner.kernels import GOLDEN, SeenLog, UserRows, mark_seen, mix, note_positive
 from stream.learner.parts import check_counts, check_rates
 
 MOST = np.float32(100.0)

@@ -4,10 +4,10 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from common.compiled import compiled
+from common.compiled import compiled, dot
 from common.errors import InvalidSetting
 from common.ids import arrays_sha256, stable_hash
-from stream.learner.kernels import UserRows, dot, fold
+from stream.learner.kernels import UserRows, fold
 from stream.learner.parts import Arrays, Event, Ground, Part, check_counts, check_rates, decay_of
 
 _RIDGE = 1e-3
