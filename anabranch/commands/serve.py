@@ -2,7 +2,9 @@
 
 import os
 import socket
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +16,8 @@ from anabranch.output import Output
 if TYPE_CHECKING:
     from anabranch.serving import Serving
 
+SLOW_S = 2.0
+"""A start that takes longer says what it waits for."""
 KeysOption = Annotated[
     Path | None, typer.Option("--keys", help="File of API keys (anabranch keys new); without it none are asked for.")
 ]
@@ -77,12 +81,13 @@ def serve(
     out = Output(as_json=as_json)
     limits = Limits(timeout_s=timeout, rate=rate, burst=burst)
     # the socket first: a port in use shows at once, not after the model is loaded
-    with bind(checked_host(host, with_keys=keys is not None), port) as listener:
+    with bind(checked_host(host, with_keys=keys is not None), port) as listener, _said_when_slow(out) as slow:
         from anabranch.serving import Broker, Serving
 
         url = url_of(listener)
 
         def tell(running_processes: Mapping[str, int]) -> None:
+            slow.cancel()
             answer = {"url": url, "store": store, "processes": dict(running_processes)}
             out.result(answer, lambda console: console.print(f"serving {store} on {url}"))
 
@@ -103,6 +108,21 @@ def serve(
         else:
             _serve_here(serving, device, listener, out, tell)
     out.note("stopped")
+
+
+@contextmanager
+def _said_when_slow(out: Output) -> Iterator[threading.Timer]:
+    """Say what is being waited for, unless the timer is cancelled before."""
+    said = (
+        "starting: the store is read and checked; the first start after an installation compiles too, some 20 seconds"
+    )
+    timer = threading.Timer(SLOW_S, out.note, (said,))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield timer
+    finally:
+        timer.cancel()
 
 
 def _serve_here(
