@@ -5,7 +5,7 @@ from pathlib import Path
 
 from common.errors import AnabranchError, NoModel
 from server.registry import CURRENT, Registry
-from server.serving.bundle import load_model
+from server.serving.bundle import VECTORS_FILE, load_vectors
 from server.storage import storage_at
 from server.store_info import STORE_NAME
 from stream.state import ItemTexts
@@ -35,7 +35,8 @@ class NewestTexts:
             if name is None or name == self._told:
                 return None
             self._told = name
-            return ItemTexts(registry.catalogue.ids, load_model(registry, name).item_vectors)
+            registry.verify(name, but=(VECTORS_FILE,))
+            return ItemTexts(registry.catalogue.ids, load_vectors(registry, name, mapped=True))
         except NoModel:
             return None
         except AnabranchError as error:

@@ -134,7 +134,8 @@ def _stopped(link: ParentLink) -> threading.Event:
 def _load(settings: ProcessSettings, link: ParentLink) -> None:
     """Read the store whenever it changes, and write out what is served."""
     serving, stop = settings.serving, _stopped(link)
-    source = ReloadingSource(serving.store, serving.reload_every, keep=BundleFolder(settings.shared.bundle).write)
+    keep = BundleFolder(settings.shared.bundle).write
+    source = ReloadingSource(serving.store, serving.reload_every, keep=keep, mapped=True)
     with source.polling():
         settings.shared.looked.touch()
         give_way(GIVES_WAY)  # the processes that answer have a core first

@@ -26,8 +26,9 @@ from common.events import Interaction
 from common.items import Catalogue
 from common.manifests import Manifest
 from server.registry import Registry
+from server.serving.alignment import align
 from server.serving.blended import Asked, blended
-from server.serving.bundle import Bundle, Model, Stream, align, load_model
+from server.serving.bundle import Bundle, Model, Stream, load_model
 from server.serving.fusion import FusionTable, FusionWeights, fuse
 from server.serving.tables import ItemTable
 from stream.learner.blend import Blend

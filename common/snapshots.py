@@ -10,7 +10,7 @@ import numpy as np
 from common.blends import BlendMembers, read_blend
 from common.errors import ArtifactCorrupt
 from common.manifests import Manifest, TensorSpec
-from common.store import array_parts, publish_folder, read_manifest, unpack_arrays
+from common.store import array_parts, map_arrays, publish_folder, read_manifest, unpack_arrays
 
 ARRAYS_NAME = "arrays.safetensors"
 IDS_NAME = "ids.json"
@@ -132,8 +132,10 @@ def write_snapshot(folder: Path, snapshot: MFSnapshot, created_at: int) -> Manif
     return publish_folder(folder, {ARRAYS_NAME: array_parts(arrays), IDS_NAME: ids}, manifest)
 
 
-def read_snapshot(folder: Path) -> MFSnapshot:
+def read_snapshot(folder: Path, *, mapped: bool = False) -> MFSnapshot:
     """Read a snapshot back, checked against its manifest.
+
+    `mapped`: whether its arrays are left in the file, read only, for a caller that soon lets go of them.
 
     Raises
     ------
@@ -148,7 +150,8 @@ def read_snapshot(folder: Path) -> MFSnapshot:
             mend="use the program version that wrote it",
         )
     try:
-        arrays = unpack_arrays((folder / ARRAYS_NAME).read_bytes(), str(folder / ARRAYS_NAME))
+        path = folder / ARRAYS_NAME
+        arrays = map_arrays(path) if mapped else unpack_arrays(path.read_bytes(), str(path))
         ids = msgspec.json.decode((folder / IDS_NAME).read_bytes(), type=_Ids)
     except (OSError, msgspec.DecodeError, msgspec.ValidationError) as error:
         raise ArtifactCorrupt(f"{folder} is not a whole snapshot: {error}") from error

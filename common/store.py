@@ -39,6 +39,10 @@ _DTYPES = {
 _NAMES = {kind: name for name, (_, kind) in _DTYPES.items()}
 
 
+_METADATA = "__metadata__"
+"""Where a header holds texts beside its arrays; ours do not."""
+
+
 class _Tensor(msgspec.Struct, frozen=True):
     """One entry of a safetensors header."""
 
@@ -124,28 +128,54 @@ def unpack_arrays(raw: bytes, where: str) -> dict[str, np.ndarray]:
     return arrays
 
 
-def map_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Map the arrays of a safetensors file: read only, shared by all processes that map it, and read when touched.
+def map_bytes(path: Path) -> np.ndarray:
+    """Map a file, uint8 [b]: read only, shared by all processes that map it, and read when touched.
 
     Raises
     ------
-    ArtifactCorrupt
-        When its header does not fit its bytes; these are not checked against a hash.
     OSError
         When it cannot be opened.
     """
     try:
-        raw = np.memmap(path, dtype=np.uint8, mode="r")
+        return np.asarray(np.memmap(path, dtype=np.uint8, mode="r"))
+    except ValueError:  # a file without a byte cannot be mapped
+        return np.empty(0, dtype=np.uint8)
+
+
+def view_arrays(raw: np.ndarray, where: str) -> dict[str, np.ndarray]:
+    """Return the arrays of a safetensors file's bytes, uint8 [b], none of which is copied.
+
+    Raises
+    ------
+    ArtifactCorrupt
+        When its header does not fit its bytes; `where` is named.
+    """
+    try:
         told = 8 + int.from_bytes(raw[:8].tobytes(), "little")
-        header = msgspec.json.decode(raw[8:told].tobytes(), type=dict[str, _Tensor])
+        header = msgspec.json.decode(raw[8:told].tobytes(), type=dict[str, msgspec.Raw])
+        header.pop(_METADATA, None)
         arrays = {}
-        for name, tensor in header.items():
+        for name, entry in header.items():
+            tensor = msgspec.json.decode(entry, type=_Tensor)
             start, end = tensor.data_offsets
             flat = raw[told + start : told + end].view(_NAMES[tensor.dtype])
-            arrays[name] = np.asarray(flat).reshape(tensor.shape)
+            arrays[name] = flat.reshape(tensor.shape)
     except (ValueError, KeyError, msgspec.DecodeError, msgspec.ValidationError) as error:
-        raise ArtifactCorrupt(f"{path} is not a safetensors file: {error}") from error
+        raise ArtifactCorrupt(f"{where} is not a safetensors file: {error}") from error
     return arrays
+
+
+def map_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Map the arrays of a safetensors file; see `map_bytes` and `view_arrays`. They are not held against a hash.
+
+    Raises
+    ------
+    ArtifactCorrupt
+        When its header does not fit its bytes.
+    OSError
+        When it cannot be opened.
+    """
+    return view_arrays(map_bytes(path), str(path))
 
 
 def publish_folder(target: Path, files: Mapping[str, Content], manifest: Manifest, disk: Disk = DISK) -> Manifest:

@@ -31,7 +31,7 @@ from common.errors import (
 )
 from common.items import Catalogue
 from common.manifests import Manifest
-from common.store import unpack_arrays
+from common.store import map_bytes, unpack_arrays, view_arrays
 from server.storage import storage_at
 from server.storage.base import VERSIONS, Storage
 from server.storage.local import LocalStorage
@@ -250,24 +250,41 @@ class Registry:
         ArtifactCorrupt
             When it is missing, or its SHA-256 is not what the manifest says.
         """
-        manifest = self.manifest(version)
-        path = f"{self.address}/{VERSIONS}/{manifest.version}/{file}"
-        if file not in manifest.files:
-            raise ArtifactCorrupt(f"{path} is not in the manifest", expected=f"a version with {file}")
+        name, path, expected = self._listed(version, file)
         with _unreadable(path):
-            raw = self.storage.read_file(manifest.version, file)
-        _compare(path, hashlib.sha256(raw).hexdigest(), manifest.files[file])
+            raw = self.storage.read_file(name, file)
+        _compare(path, hashlib.sha256(raw).hexdigest(), expected)
         return raw
 
-    def arrays(self, version: str, file: str) -> dict[str, np.ndarray]:
+    def arrays(self, version: str, file: str, *, mapped: bool = False) -> dict[str, np.ndarray]:
         """Read one safetensors file of a version.
+
+        Parameters
+        ----------
+        mapped
+            Whether the arrays of a local store may be left where they are, read only: for a caller that soon lets go
+            of them, since a disk may change what was compared. A remote store's are always read.
 
         Raises
         ------
         ArtifactCorrupt
             When it is missing, or its SHA-256 or a tensor is not what the manifest says.
         """
-        return unpack_arrays(self.read(version, file), f"{self.address}/{VERSIONS}/{version}/{file}")
+        if not (mapped and self.is_local):
+            return unpack_arrays(self.read(version, file), f"{self.address}/{VERSIONS}/{version}/{file}")
+        name, path, expected = self._listed(version, file)
+        with _unreadable(path):
+            raw = map_bytes(self._local().folder(name) / file)
+        _compare(path, hashlib.sha256(raw.data).hexdigest(), expected)
+        return view_arrays(raw, path)
+
+    def _listed(self, version: str, file: str) -> tuple[str, str, str]:
+        """Return the version's name, the file's path, and the SHA-256 that the manifest has of it."""
+        manifest = self.manifest(version)
+        path = f"{self.address}/{VERSIONS}/{manifest.version}/{file}"
+        if file not in manifest.files:
+            raise ArtifactCorrupt(f"{path} is not in the manifest", expected=f"a version with {file}")
+        return manifest.version, path, manifest.files[file]
 
     def pointers(self) -> dict[str, str]:
         """Return each name that is set, and the version that it stands for."""

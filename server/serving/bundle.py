@@ -7,13 +7,13 @@ from typing import Protocol
 
 import numpy as np
 
-from common.blends import BlendMembers
 from common.errors import ArtifactCorrupt, NoModel, StoreMismatch
 from common.items import Catalogue
 from common.manifests import Manifest
 from common.snapshots import MFSnapshot, read_snapshot
 from common.store import verify_folder
 from server.registry import CURRENT, Registry
+from server.serving.alignment import align
 from server.serving.coarse import CoarseRows, coarse_of
 from server.serving.item_rows import ItemRows
 from server.serving.shortlist import Product
@@ -248,8 +248,10 @@ def published(bundle: Bundle | None, root: Path | str) -> Bundle:
     return bundle
 
 
-def load_model(registry: Registry, version: str = CURRENT) -> Model:
+def load_model(registry: Registry, version: str = CURRENT, *, mapped: bool = False) -> Model:
     """Read one adapter version, every file of it checked against its hash, those that are not served too.
+
+    `mapped`: whether its vectors may be left in the store's file; see `Registry.arrays`.
 
     Raises
     ------
@@ -262,9 +264,14 @@ def load_model(registry: Registry, version: str = CURRENT) -> Model:
     """
     wanted = registry.current().version if version == CURRENT else version
     manifest = registry.verify(wanted, but=(VECTORS_FILE, ADAPTER_FILE))
-    name = manifest.version  # from here on by name: `current` may move between two reads
-    vectors = registry.arrays(name, VECTORS_FILE).get(VECTORS_TENSOR)
-    adapter = registry.arrays(name, ADAPTER_FILE)
+    # from here on by name: `current` may move between two reads
+    vectors = load_vectors(registry, manifest.version, mapped=mapped)
+    return Model(manifest, registry.arrays(manifest.version, ADAPTER_FILE), vectors)
+
+
+def load_vectors(registry: Registry, name: str, *, mapped: bool = False) -> np.ndarray:
+    """Read what one adapter version says of the items' texts, float32 [n, d]; errors as for `load_model`."""
+    vectors = registry.arrays(name, VECTORS_FILE, mapped=mapped).get(VECTORS_TENSOR)
     where = f"version {name!r} of {registry.address}"
     if vectors is None or vectors.ndim != 2 or vectors.shape[0] != len(registry.catalogue):
         shown = "no item vectors" if vectors is None else f"item vectors of shape {vectors.shape}"
@@ -282,7 +289,7 @@ def load_model(registry: Registry, version: str = CURRENT) -> Model:
             consequence="the version is not served",
             mend="roll back to another version",
         )
-    return Model(manifest, adapter, vectors)
+    return vectors
 
 
 def snapshots_folder(root: Path) -> Path:
@@ -302,8 +309,10 @@ def snapshot_name(folder: Path) -> str | None:
         ) from error
 
 
-def load_stream(folder: Path, name: str, catalogue: Catalogue) -> Stream:
+def load_stream(folder: Path, name: str, catalogue: Catalogue, *, mapped: bool = False) -> Stream:
     """Read one snapshot, hashes checked, and align it to the catalogue.
+
+    `mapped`: whether its arrays may be left in their file; see `common.snapshots.read_snapshot`.
 
     Raises
     ------
@@ -311,7 +320,7 @@ def load_stream(folder: Path, name: str, catalogue: Catalogue) -> Stream:
         When it is damaged or holds a number that is not finite.
     """
     manifest = verify_folder(folder / name)
-    snapshot = read_snapshot(folder / name)
+    snapshot = read_snapshot(folder / name, mapped=mapped)
     floats = {name: getattr(snapshot, name) for name in ("history_factors", "item_factors", "item_bias")}
     if snapshot.blend is not None:
         floats |= {name: array for name, array in snapshot.blend.arrays().items() if array.dtype.kind == "f"}
@@ -324,79 +333,6 @@ def load_stream(folder: Path, name: str, catalogue: Catalogue) -> Stream:
                 mend="restart the stream learner from an older checkpoint",
             )
     return Stream(manifest, align(snapshot, catalogue))
-
-
-def align(snapshot: MFSnapshot, catalogue: Catalogue) -> MFSnapshot:
-    """Return the snapshot with its rows in catalogue order.
-
-    An item that only the catalogue has gets zero rows and count 0 (it is cold); one that only the snapshot has is
-    dropped, from histories as well.
-    """
-    if snapshot.item_ids == catalogue.ids:
-        return snapshot
-    row_in_snapshot = {item_id: row for row, item_id in enumerate(snapshot.item_ids)}
-    source = np.array([row_in_snapshot.get(item_id, -1) for item_id in catalogue.ids], dtype=np.int64)
-    known = source >= 0
-    target = np.full(len(snapshot.item_ids), -1, dtype=np.int64)
-    target[source[known]] = np.flatnonzero(known)
-
-    def rows(array: np.ndarray) -> np.ndarray:
-        moved = np.zeros((len(catalogue), *array.shape[1:]), dtype=array.dtype)
-        moved[known] = array[source[known]]
-        return moved
-
-    history_starts, history_items = _moved_lists(snapshot.history_starts, snapshot.history_items, target)
-    seen_starts, seen_items = _moved_lists(snapshot.seen_starts, snapshot.seen_items, target)
-    return replace(
-        snapshot,
-        item_ids=catalogue.ids,
-        history_factors=rows(snapshot.history_factors),
-        item_factors=rows(snapshot.item_factors),
-        item_bias=rows(snapshot.item_bias),
-        item_counts=rows(snapshot.item_counts),
-        history_starts=history_starts,
-        history_items=history_items,
-        seen_starts=seen_starts,
-        seen_items=seen_items,
-        blend=None if snapshot.blend is None else _moved_blend(snapshot, snapshot.blend, target, len(catalogue)),
-    )
-
-
-def _moved_blend(snapshot: MFSnapshot, blend: BlendMembers, target: np.ndarray, n_items: int) -> BlendMembers:
-    """Return the members with items moved to `target`, -1 for those that are dropped."""
-    kept = target >= 0
-    popularity = np.full(n_items, blend.unknown_popularity, dtype=np.float32)
-    popularity[target[kept]] = blend.popularity[kept]
-    rows = np.repeat(target, np.diff(blend.pair_starts))
-    items = target[blend.pair_items]
-    tried_starts, tried_items = _moved_lists(blend.tried_starts, blend.tried_items, target)
-    stay = np.flatnonzero((rows >= 0) & (items >= 0))
-    stay = stay[np.argsort(rows[stay], kind="stable")]
-    sizes = np.bincount(rows[stay], minlength=n_items)
-    return replace(
-        blend,
-        popularity=popularity,
-        pair_starts=np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64),
-        pair_items=items[stay].astype(np.int32),
-        pair_weights=blend.pair_weights[stay],
-        tried_starts=tried_starts,
-        tried_items=tried_items,
-        habit=_kept_habit(blend.habit, target[snapshot.seen_items] >= 0),
-        opening_habit=_kept_habit(blend.opening_habit, target[snapshot.seen_items] >= 0),
-    )
-
-
-def _kept_habit(habit: np.ndarray, kept: np.ndarray) -> np.ndarray:
-    """Return what is said of the seen items that are kept; empty where users like nothing twice."""
-    return habit[kept] if len(habit) else habit
-
-
-def _moved_lists(starts: np.ndarray, items: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rename the items of the users' lists, without those that have no new row."""
-    moved = target[items]
-    kept = moved >= 0
-    before = np.concatenate([[0], np.cumsum(kept)])
-    return before[starts].astype(starts.dtype), moved[kept].astype(items.dtype)
 
 
 def load_bundle(registry: Registry, version: str = CURRENT, snapshots: Path | None = None) -> Bundle:

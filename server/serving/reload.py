@@ -76,6 +76,8 @@ class ReloadingSource:
         Seconds that never go back.
     keep
         Given each new bundle before it is served; what it returns is served: the same, kept elsewhere.
+    mapped
+        Whether `keep` copies, so that what it is given may lie in the store's own files.
     """
 
     def __init__(
@@ -84,8 +86,10 @@ class ReloadingSource:
         every: float = 2.0,
         monotonic: Callable[[], float] = time.monotonic,
         keep: Callable[[Bundle], Bundle] = lambda bundle: bundle,
+        mapped: bool = False,
     ) -> None:
         self._root, self._every, self._monotonic, self._keep = root, every, monotonic, keep
+        self._mapped = mapped
         self._registry: Registry | None = None
         self._items: ItemTable | None = None
         self._bundle: Bundle | None = None
@@ -124,7 +128,7 @@ class ReloadingSource:
                 "model",
                 lambda: registry.pointer(CURRENT),
                 None if old is None else old.model,
-                lambda name: load_model(registry, name),
+                lambda name: load_model(registry, name, mapped=self._mapped),
             )
             if model is None:
                 return False
@@ -133,7 +137,7 @@ class ReloadingSource:
                 lambda: None if folder is None else snapshot_name(folder),
                 None if old is None else old.stream,
                 # a name comes from a folder only
-                lambda name: load_stream(folder or Path(), name, registry.catalogue),
+                lambda name: load_stream(folder or Path(), name, registry.catalogue, mapped=self._mapped),
             )
             if old is not None and model is old.model and stream is old.stream:
                 return False

@@ -37,7 +37,8 @@ class ItemSums:
         columns, products = np.zeros(width), np.zeros((width, width))
         for start in range(0, len(rows), _ROWS):
             here = slice(start, start + _ROWS)
-            part = np.column_stack([rows[here], *(column[here] for column in more)]).astype(within, copy=False)
+            part = rows[here] if not more else np.column_stack([rows[here], *(column[here] for column in more)])
+            part = part.astype(within, copy=False)
             columns += part.sum(axis=0)
             products += part.T @ part
         return cls(columns, products)

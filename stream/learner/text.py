@@ -12,7 +12,7 @@ from stream.learner.parts import Arrays, Event, Ground, Part, check_counts, chec
 
 _RIDGE = 1e-3
 ROWS = 16_384
-"""So many rows are turned into float64 at a time."""
+"""So many rows are turned into float64 at a time, and so many tell what axes texts lie along."""
 
 
 def blocks_of(rows: int) -> Iterator[slice]:
@@ -20,43 +20,36 @@ def blocks_of(rows: int) -> Iterator[slice]:
     return (slice(start, start + ROWS) for start in range(0, rows, ROWS))
 
 
+def fitted_on(vectors: np.ndarray) -> np.ndarray:
+    """Return the rows that axes are fitted to, float64: all, or of very many `ROWS`, from everywhere."""
+    return vectors[:: -(-len(vectors) // ROWS) or 1].astype(np.float64)
+
+
 def principal_rows(vectors: np.ndarray, dimensions: int) -> np.ndarray:
     """Return the vectors' first principal components, each row of length 1, float32 [n, dimensions].
 
     Missing dimensions are zeros. The sign of each component is fixed (its largest entry is positive), so the same
-    vectors give the same rows.
+    vectors give the same rows. Of more than `ROWS` vectors that many tell the axes.
     """
-    mean, width = vectors.mean(axis=0, dtype=np.float64), vectors.shape[1]
-    room, gram = np.empty((min(ROWS, len(vectors)), width)), np.zeros((width, width))
-
-    def centred(block: slice) -> np.ndarray:
-        few = vectors[block]
-        moved: np.ndarray = np.subtract(few, mean, out=room[: len(few)])
-        return moved
-
-    for block in blocks_of(len(vectors)):
-        part = centred(block)
-        gram += part.T @ part
-    _, axes = np.linalg.eigh(gram)
+    sample = fitted_on(vectors)
+    mean = sample.mean(axis=0)
+    sample -= mean
+    _, axes = np.linalg.eigh(sample.T @ sample)
     kept = axes[:, ::-1][:, :dimensions]
     kept = kept * np.sign(kept[np.argmax(np.abs(kept), axis=0), np.arange(kept.shape[1])])
     found = np.zeros((len(vectors), dimensions), dtype=np.float32)
     for block in blocks_of(len(vectors)):
-        rows = centred(block) @ kept
+        rows = (vectors[block] - mean) @ kept
         norms = np.linalg.norm(rows, axis=1, keepdims=True)
         found[block, : kept.shape[1]] = np.divide(rows, norms, out=np.zeros_like(rows), where=norms > 1e-9)
     return found
 
 
 def change_of(old: np.ndarray, new: np.ndarray) -> np.ndarray:
-    """Return R, float64 [d, d], with ``new @ R`` closest to `old` (ridge regression over the rows of both)."""
-    gram, cross = np.zeros((new.shape[1], new.shape[1])), np.zeros((new.shape[1], old.shape[1]))
-    for block in blocks_of(len(new)):
-        new_64 = new[block].astype(np.float64)
-        gram += new_64.T @ new_64
-        cross += new_64.T @ old[block].astype(np.float64)
-    gram += _RIDGE * max(1, len(new)) / new.shape[1] * np.eye(new.shape[1])
-    change: np.ndarray = np.linalg.solve(gram, cross)
+    """Return R, float64 [d, d], with ``new @ R`` closest to `old`: ridge regression over rows of both, `fitted_on`."""
+    told, wanted = fitted_on(new), fitted_on(old)
+    gram = told.T @ told + _RIDGE * max(1, len(told)) / told.shape[1] * np.eye(told.shape[1])
+    change: np.ndarray = np.linalg.solve(gram, told.T @ wanted)
     return change
 
 

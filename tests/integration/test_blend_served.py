@@ -14,8 +14,9 @@ from common.errors import ArtifactCorrupt, CheckpointMismatch
 from common.items import Catalogue, Item
 from common.settings import feedback_of
 from server.registry import Registry
+from server.serving.alignment import align
 from server.serving.app import Answering, create_app
-from server.serving.bundle import Bundle, align, load_bundle
+from server.serving.bundle import Bundle, load_bundle
 from server.serving.query import QueryTexts
 from server.serving.recommend import Question, Slate, recommend
 from server.serving.reload import FixedSource, ReloadingSource

@@ -11,7 +11,8 @@ from common.items import Catalogue
 from common.snapshots import MFSnapshot
 from common.store import pack_arrays
 from server.registry import Registry
-from server.serving.bundle import VECTORS_FILE, VECTORS_TENSOR, Bundle, align, load_bundle, snapshots_folder
+from server.serving.alignment import align
+from server.serving.bundle import VECTORS_FILE, VECTORS_TENSOR, Bundle, load_bundle, snapshots_folder
 from tests.server.serving.stores import (
     board_snapshot,
     checker_board,
