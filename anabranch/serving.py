@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,9 +139,9 @@ class Serving:
         keys = None if self.keys is None else KeyFile(self.keys)
         if keys is not None:
             keys.keys()  # a file that cannot be read shows now, not with the first request
-        source: PolledSource = ReloadingSource(self.store, self.reload_every, keep=_kept)
+        source: PolledSource = ReloadingSource(self.store, self.reload_every, keep=_kept_here())
         if shared is not None:
-            source = MappedSource(shared.bundle, self.store, warm=_answer_once)
+            source = MappedSource(shared.bundle, self.store, warm=WarmUp())
         with ExitStack() as stack:
             stack.enter_context(source.polling())
             live: RecentEvents | None = None
@@ -231,22 +231,38 @@ def warmed(queries: QueryTexts, source: BundleSource) -> Iterator[None]:
         stop.set()
 
 
-def _answer_once(bundle: Bundle) -> None:
-    """Bring a bundle into memory, and have all compiled that its answers need, before anybody waits for one.
+class WarmUp:
+    """Has all compiled that a bundle's answers need before anybody waits for one.
 
-    A question reads the rows of all items, one with a text those of their texts' vectors too.
+    One bundle of a kind is enough: what the next ones say lies in the page cache, since it was written just now, and a
+    question that nobody waits for would hold up those that somebody does.
     """
-    if len(bundle.items):
+
+    def __init__(self) -> None:
+        self._warm: set[tuple[bool, bool]] = set()
+
+    def __call__(self, bundle: Bundle) -> None:
+        """Answer a question, and one with a text, unless a bundle of this kind was asked before."""
+        stream = bundle.stream
+        kind = stream is not None, stream is not None and stream.snapshot.blend is not None
+        if not len(bundle.items) or kind in self._warm:
+            return
         first = bundle.items.ids.at([0])[0]
         recommend(bundle, Question(history=(first,), k=1, explain=True), None, "")
         recommend(bundle, Question(query="any", k=1), bundle.model.item_vectors[0], "")
+        self._warm.add(kind)
 
 
-def _kept(bundle: Bundle) -> Bundle:
-    """Return a bundle as one process serves it."""
-    bundle = in_8_bits(bundle)
-    _answer_once(bundle)
-    return bundle
+def _kept_here() -> Callable[[Bundle], Bundle]:
+    """Return what gives a bundle as one process serves it."""
+    warm = WarmUp()
+
+    def keep(bundle: Bundle) -> Bundle:
+        bundle = in_8_bits(bundle)
+        warm(bundle)
+        return bundle
+
+    return keep
 
 
 def _offsets_of(source: BundleSource) -> Mapping[str, Mapping[str, int]]:

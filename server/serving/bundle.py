@@ -10,7 +10,7 @@ import numpy as np
 from common.errors import ArtifactCorrupt, NoModel, StoreMismatch
 from common.items import Catalogue
 from common.manifests import Manifest
-from common.snapshots import MFSnapshot, read_snapshot
+from common.snapshots import ARRAYS_NAME, MFSnapshot, read_snapshot
 from common.store import verify_folder
 from server.registry import CURRENT, Registry
 from server.serving.alignment import align
@@ -43,8 +43,10 @@ class Model:
         The sums, where they are there already.
     coarse
         The vectors in 8 bits, where a service has them.
+    lies_in
+        The file that the vectors are mapped from; None where they are in memory.
     sums
-        Of the vectors.
+        Of the vectors, estimated where there are very many.
     """
 
     manifest: Manifest
@@ -52,12 +54,13 @@ class Model:
     item_vectors: np.ndarray
     given: InitVar[ItemSums | None] = None
     coarse: CoarseRows | None = None
+    lies_in: Path | None = None
     sums: ItemSums = field(init=False)
 
     def __post_init__(self, given: ItemSums | None) -> None:
         # object.__setattr__: derived from a frozen field, once
-        # in float32, which takes half the time: of unit rows nothing large is left out or added
-        object.__setattr__(self, "sums", given or ItemSums.of(self.item_vectors, within=np.float32))
+        # a spread that is half a percent off is nothing that anybody could see in an answer
+        object.__setattr__(self, "sums", given or ItemSums.estimated(self.item_vectors))
 
     def product(self, vector: np.ndarray) -> Product:
         """Return all items' likeness to a unit vector, float32 [d]."""
@@ -87,6 +90,8 @@ class Stream:
         The sums, where they are there already.
     coarse
         The item rows in 8 bits, where a service has them.
+    lies_in
+        The file that the snapshot's arrays are mapped from, as they are; None where they are in memory.
     still
         What the compiled part of an answer reads.
     """
@@ -95,6 +100,7 @@ class Stream:
     snapshot: MFSnapshot
     given: InitVar[ItemSums | None] = None
     coarse: CoarseRows | None = None
+    lies_in: Path | None = None
     users: IdTable = field(init=False)
     sums: ItemSums = field(init=False)
     still: ItemRows = field(init=False)
@@ -266,7 +272,8 @@ def load_model(registry: Registry, version: str = CURRENT, *, mapped: bool = Fal
     manifest = registry.verify(wanted, but=(VECTORS_FILE, ADAPTER_FILE))
     # from here on by name: `current` may move between two reads
     vectors = load_vectors(registry, manifest.version, mapped=mapped)
-    return Model(manifest, registry.arrays(manifest.version, ADAPTER_FILE), vectors)
+    lies_in = registry.folder(manifest.version) / VECTORS_FILE if mapped and registry.is_local else None
+    return Model(manifest, registry.arrays(manifest.version, ADAPTER_FILE), vectors, lies_in=lies_in)
 
 
 def load_vectors(registry: Registry, name: str, *, mapped: bool = False) -> np.ndarray:
@@ -332,7 +339,8 @@ def load_stream(folder: Path, name: str, catalogue: Catalogue, *, mapped: bool =
                 consequence="the snapshot is not served",
                 mend="restart the stream learner from an older checkpoint",
             )
-    return Stream(manifest, align(snapshot, catalogue))
+    aligned = align(snapshot, catalogue)
+    return Stream(manifest, aligned, lies_in=folder / name / ARRAYS_NAME if mapped and aligned is snapshot else None)
 
 
 def load_bundle(registry: Registry, version: str = CURRENT, snapshots: Path | None = None) -> Bundle:

@@ -1,7 +1,8 @@
 """One bundle for several processes: one reads and checks the store and writes the bundle out, the others map it.
 
 So hashing, decoding and sorting happen once a machine and beside the requests, a new version costs a serving process a
-few system calls, and the arrays lie in memory once, in the page cache.
+few system calls, and the arrays lie in memory once, in the page cache. What the store holds as it is served is not
+copied: versions and snapshots never change, so their files get a second name here (ADR 0006).
 
 The folder is the service's own and lasts as long as it. Its files are never changed; `POINTER` names those that belong
 together and is replaced in one step. What no reader can need any more is removed.
@@ -33,7 +34,10 @@ log = logging.getLogger(__name__)
 POINTER = "bundle.json"
 EVERY_S = 0.1
 """A look is one system call, so a new bundle is served by all processes within this time."""
+_MADE, _GIVEN = ".safetensors", ".given.safetensors"
+"""Ends of the names of what was worked out here, and of what the store holds as it is served."""
 _ADAPTER, _USERS, _SUMS, _COARSE = "adapter.", "users", "sums.", "coarse."
+_OURS = (_ADAPTER, f"{_USERS}.", _SUMS, _COARSE)
 
 
 class _Pointer(msgspec.Struct, frozen=True):
@@ -62,11 +66,11 @@ class BundleFolder:
     def write(self, bundle: Bundle) -> Bundle:
         """Let readers have a bundle; return the same, mapped, so that what it was read into can be let go."""
         bundle = in_8_bits(bundle)
-        items = self._name("items", bundle.items, bundle.items.arrays, None)
-        model = self._name("model", bundle.model, lambda: _model_arrays(bundle.model), bundle.model.manifest)
+        items = self._name("items", bundle.items, bundle.items.arrays)
+        model = self._name("model", bundle.model, lambda: _model_arrays(bundle.model))
         stream, name = bundle.stream, None
         if stream is not None:
-            name = self._name("stream", stream, lambda: _stream_arrays(stream), stream.manifest)
+            name = self._name("stream", stream, lambda: _stream_arrays(stream))
         self._replace(POINTER, [msgspec.json.encode(_Pointer(items, model, name))])
         mapped = map_bundle(self._folder)
         # what comes back with the next bundle is what is handed out here; the items are asked for once
@@ -75,19 +79,29 @@ class BundleFolder:
         self._sweep(items, model, *([] if name is None else [name]))
         return mapped
 
-    def _name(
-        self, kind: str, part: object, arrays: Callable[[], Mapping[str, np.ndarray]], manifest: Manifest | None
-    ) -> str:
-        """Return the name of a part's file, which is written unless it was."""
+    def _name(self, kind: str, part: ItemTable | Model | Stream, arrays: Callable[[], Mapping[str, np.ndarray]]) -> str:
+        """Return the name of a part's files, which are written unless they were."""
         held, name = self._written.get(kind, (None, ""))
-        if held is not part:
-            self._count += 1
-            name = f"{kind}-{self._count}"
-            if manifest is not None:
-                self._replace(f"{name}.json", [encode_manifest(manifest)])
-            self._replace(f"{name}.safetensors", array_parts(arrays()))
-            self._written[kind] = (part, name)
+        if held is part:
+            return name
+        self._count += 1
+        name, told = f"{kind}-{self._count}", arrays()
+        if not isinstance(part, ItemTable):
+            self._replace(f"{name}.json", [encode_manifest(part.manifest)])
+            if part.lies_in is not None and self._linked(part.lies_in, f"{name}{_GIVEN}"):
+                there = map_arrays(self._folder / f"{name}{_GIVEN}")
+                told = {each: array for each, array in told.items() if each not in there or each.startswith(_OURS)}
+        self._replace(f"{name}{_MADE}", array_parts(told))
+        self._written[kind] = (part, name)
         return name
+
+    def _linked(self, path: Path, name: str) -> bool:
+        """Give a file another name here, if that can be: it stays then when it goes where it was."""
+        try:
+            os.link(path, self._folder / name)
+        except OSError:  # it lies on another disk, for one
+            return False
+        return True
 
     def _replace(self, name: str, parts: Sequence[bytes | memoryview]) -> None:
         aside = self._folder / f".{name}"
@@ -100,7 +114,7 @@ class BundleFolder:
         """Remove all but this bundle and the one before, which somebody may be about to map."""
         kept = {*names, *self._last}
         for path in self._folder.iterdir():
-            if path.name != POINTER and path.stem not in kept:
+            if path.name != POINTER and path.name.partition(".")[0] not in kept:
                 path.unlink(missing_ok=True)
         self._last = names
 
@@ -164,7 +178,8 @@ def map_bundle(folder: Path, held: Bundle | None = None) -> Bundle:
 
 
 def _arrays(folder: Path, name: str) -> dict[str, np.ndarray]:
-    return map_arrays(folder / f"{name}.safetensors")
+    given = folder / f"{name}{_GIVEN}"
+    return (map_arrays(given) if given.exists() else {}) | map_arrays(folder / f"{name}{_MADE}")
 
 
 def _manifest(folder: Path, name: str) -> Manifest:

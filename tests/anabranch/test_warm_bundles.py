@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from anabranch.serving import _answer_once
+from anabranch.serving import WarmUp
 from common.blends import BLEND_ARRAYS
 from common.snapshots import ARRAYS
 from server.serving import coarse, narrowing, standing
@@ -46,7 +46,7 @@ def test_a_warm_bundle_has_compiled_all_that_its_answers_need(
 ) -> None:
     monkeypatch.setattr(coarse, "LEAST_ROWS", 1)
     bundle = a_bundle(9, text_columns=text_columns, repeats=repeats)
-    _answer_once(bundle)
+    WarmUp()(bundle)
     compiled = forms()
     assert all(compiled)
     vector = bundle.model.item_vectors[3]
@@ -60,3 +60,15 @@ def test_a_warm_bundle_has_compiled_all_that_its_answers_need(
                     recommend(each, Question(**asked, diversity=0.5, explore=0.5, deny=("9",)), None, "r")
         similar(each, "7", 3)
     assert forms() == compiled
+
+
+def test_the_next_bundle_of_a_kind_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Bundle] = []
+    monkeypatch.setattr("anabranch.serving.recommend", lambda bundle, *_: asked.append(bundle))
+    warm, first, second = WarmUp(), a_bundle(1), a_bundle(2)
+    assert first.stream is not None
+    plain = Stream(first.stream.manifest, replace(first.stream.snapshot, blend=None))
+    other = replace(first, stream=plain)
+    for bundle in (replace(first, stream=None), first, second, other, replace(second, stream=None)):
+        warm(bundle)
+    assert [each.stream for each in asked[::2]] == [None, first.stream, plain]

@@ -13,7 +13,7 @@ from common.snapshots import MFSnapshot
 from server.serving.blended import Asked, blended
 from server.serving.bundle import Bundle, Model, Stream
 from server.serving.recommend import Question, recommend
-from server.serving.sums import ItemSums
+from server.serving.sums import MOST, ItemSums
 from server.serving.tables import ItemTable
 from tests.oracles.best import best_slowly
 from tests.oracles.served_blend import blended_slowly
@@ -141,6 +141,23 @@ def test_sums_are_those_of_the_products() -> None:
         np.testing.assert_allclose(sums.of_product(u, *more), (raw.sum(), raw @ raw), rtol=1e-9)
     again = ItemSums.from_arrays(sums.arrays())
     assert again.of_product(u, 1.0, 0.0) == sums.of_product(u, 1.0, 0.0)
+
+
+@pytest.mark.parametrize("items", [0, 1, MOST, 3 * MOST + 1])
+def test_of_very_many_items_some_tell_the_sums(items: int) -> None:
+    rows = rng_for("estimated", items).standard_normal((items, 4)).astype(np.float32)
+    exact, found = ItemSums.of(rows), ItemSums.estimated(rows)
+    if items <= MOST:
+        np.testing.assert_array_equal(found.products, exact.products)
+        np.testing.assert_array_equal(found.columns, exact.columns)
+        return
+    assert not np.array_equal(found.products, exact.products)
+    for weights in np.eye(4):
+        spreads = []
+        for total, squares in (exact.of_product(weights), found.of_product(weights)):
+            assert abs(total / items) < 0.05
+            spreads.append(np.sqrt(squares / items - (total / items) ** 2))
+        assert spreads[1] == pytest.approx(spreads[0], rel=0.03)
 
 
 def test_a_member_that_says_the_same_of_all_is_left_out() -> None:

@@ -1,15 +1,19 @@
 """A bundle that was written out and mapped answers as the one it was made of."""
 
+import errno
 import logging
-from dataclasses import asdict
+import shutil
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from common.errors import NoModel
+from common.snapshots import ARRAYS_NAME
+from common.store import map_arrays, pack_arrays
 from server.registry import Registry
-from server.serving.bundle import Bundle
+from server.serving.bundle import VECTORS_FILE, VECTORS_TENSOR, Bundle, load_bundle, snapshots_folder
 from server.serving.recommend import Question, recommend
 from server.serving.reload import ReloadingSource
 from server.serving.shared import POINTER, BundleFolder, MappedSource, map_bundle
@@ -33,6 +37,11 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "shared"
 
 
+@pytest.fixture(params=[False, True], ids=["copied", "linked"])
+def loader(store: Registry, folder: Path, request: pytest.FixtureRequest) -> ReloadingSource:
+    return ReloadingSource(store.root, keep=BundleFolder(folder).write, mapped=request.param)
+
+
 def test_a_mapped_bundle_answers_the_same(bundle: Bundle, folder: Path) -> None:
     with pytest.raises(NoModel):
         map_bundle(folder)
@@ -45,8 +54,9 @@ def test_a_mapped_bundle_answers_the_same(bundle: Bundle, folder: Path) -> None:
     assert answers(bundle) == answers(kept) == answers(mapped)
 
 
-def test_each_new_version_is_served_and_the_parts_that_stay_are_not_read_again(store: Registry, folder: Path) -> None:
-    loader = ReloadingSource(store.root, keep=BundleFolder(folder).write)
+def test_each_new_version_is_served_and_the_parts_that_stay_are_not_read_again(
+    loader: ReloadingSource, store: Registry, folder: Path
+) -> None:
     source = MappedSource(folder, str(store.root))
     assert not source.refresh()
     with pytest.raises(NoModel):
@@ -74,21 +84,21 @@ def test_each_new_version_is_served_and_the_parts_that_stay_are_not_read_again(s
     assert answers(first)[0]["model_version"] == "v000001"
 
 
-def test_only_the_files_of_two_bundles_are_kept(store: Registry, folder: Path) -> None:
-    loader = ReloadingSource(store.root, keep=BundleFolder(folder).write)
+def test_only_the_files_of_two_bundles_are_kept(loader: ReloadingSource, store: Registry, folder: Path) -> None:
     loader.refresh()
     for number in range(2, 6):
         publish(store, f"v{number:06d}", seed=number)
         loader.refresh()
     kept = {path.name for path in folder.iterdir()}
-    assert len([name for name in kept if name.startswith("model-") and name.endswith(".safetensors")]) == 2
-    assert len([name for name in kept if name.startswith(("items-", "stream-"))]) == 3
+    assert {name.partition(".")[0] for name in kept} == {"bundle", "items-1", "model-6", "model-7", "stream-3"}
+    assert len([name for name in kept if name.startswith("model-") and name.endswith(".json")]) == 2
     assert POINTER in kept
     assert map_bundle(folder).version == "v000005"
 
 
-def test_a_damaged_file_leaves_the_old_bundle(store: Registry, folder: Path, caplog: pytest.LogCaptureFixture) -> None:
-    loader = ReloadingSource(store.root, keep=BundleFolder(folder).write)
+def test_a_damaged_file_leaves_the_old_bundle(
+    loader: ReloadingSource, store: Registry, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     source = MappedSource(folder, str(store.root))
     loader.refresh()
     source.refresh()
@@ -123,9 +133,46 @@ def test_a_bundle_is_warmed_before_it_is_served(store: Registry, folder: Path) -
 
 
 def test_a_store_without_a_stream_is_served(tmp_path: Path, folder: Path, store: Registry) -> None:
-    from server.serving.bundle import load_bundle
-
     BundleFolder(folder).write(load_bundle(store, snapshots=tmp_path / "nothing"))
     mapped = map_bundle(folder)
     assert mapped.stream is None
     assert recommend(mapped, Question(k=3), None, "r").items
+
+
+def test_what_the_store_holds_as_it_is_served_is_not_copied(store: Registry, folder: Path) -> None:
+    ReloadingSource(store.root, keep=BundleFolder(folder).write, mapped=True).refresh()
+    for given, where in (
+        ("model-2", store.folder("v000001") / VECTORS_FILE),
+        ("stream-3", snapshots_folder(store.root) / "s1" / ARRAYS_NAME),
+    ):
+        assert (folder / f"{given}.given.safetensors").samefile(where)
+        assert map_arrays(folder / f"{given}.safetensors").keys().isdisjoint(map_arrays(where))
+    expected = answers(map_bundle(folder))
+    shutil.rmtree(store.folder("v000001"))
+    shutil.rmtree(snapshots_folder(store.root) / "s1")
+    # whoever begins later still finds it
+    assert answers(map_bundle(folder)) == expected
+
+
+def test_a_store_on_another_disk_is_copied(store: Registry, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    expected = answers(load_bundle(store))
+    monkeypatch.setattr("os.link", refuse)
+    ReloadingSource(store.root, keep=BundleFolder(folder).write, mapped=True).refresh()
+    assert not list(folder.glob("*.given.*"))
+    shutil.rmtree(store.folder("v000001"))
+    assert answers(map_bundle(folder)) == expected
+
+
+def test_a_store_file_cannot_say_what_is_worked_out_here(store: Registry, folder: Path) -> None:
+    path = store.folder("v000001") / VECTORS_FILE
+    bundle = load_bundle(store)
+    expected = answers(bundle)
+    path.write_bytes(pack_arrays({VECTORS_TENSOR: bundle.model.item_vectors, "sums.columns": np.zeros(3)}))
+    linked = replace(bundle, model=replace(bundle.model, given=bundle.model.sums, lies_in=path))
+    BundleFolder(folder).write(linked)
+    mapped = map_bundle(folder)
+    assert answers(mapped) == expected
+    np.testing.assert_array_equal(mapped.model.sums.columns, bundle.model.sums.columns)
