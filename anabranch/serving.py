@@ -197,34 +197,26 @@ def _clicks(broker: Broker, source: BundleSource, shared: Shared | None) -> Iter
 
 
 @contextmanager
-def warmed(queries: QueryTexts, source: BundleSource) -> Iterator[None]:
-    """Load the text encoder before the first text is asked for: now, or in a thread once there is a model.
+def warming(queries: QueryTexts, source: BundleSource) -> Iterator[None]:
+    """Load the text encoder in a thread, as soon as there is a model, and leave the block as it is left.
 
-    Raises
-    ------
-    AnabranchError
-        When it cannot be loaded now; later it is logged, and questions with a text are refused.
+    Loading takes longer than all else of a start, and a question without a text need not wait for it. One with a text
+    does. What cannot be loaded is logged, and questions with a text are refused.
     """
-    try:
-        queries.warm(source.bundle().model)
-    except NoModel:
-        pass
-    else:
-        yield
-        return
     stop = threading.Event()
 
-    def wait_for_a_model() -> None:
-        while not stop.wait(WAIT_S):
+    def warm() -> None:
+        while not stop.is_set():
             try:
                 queries.warm(source.bundle().model)
             except NoModel:
+                stop.wait(WAIT_S)
                 continue
             except AnabranchError as error:
                 log.warning("questions with a text are refused: %s", error)
             return
 
-    threading.Thread(target=wait_for_a_model, name="anabranch-warm", daemon=True).start()
+    threading.Thread(target=warm, name="anabranch-warm", daemon=True).start()
     try:
         yield
     finally:

@@ -14,14 +14,13 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from anabranch.serving import Serving, Shared, warmed
+from anabranch.serving import Serving, Shared, warming
 from common.errors import AnabranchError, InvalidSetting
 from common.priority import give_way
 from server.serving.fair_accept import Tally
@@ -173,13 +172,8 @@ def _answer(settings: ProcessSettings, link: ParentLink, listener: socket.socket
     link.watch(lambda: os.kill(os.getpid(), signal.SIGTERM))
     queries = lazy_queries(settings.device)
     while not settings.shared.looked.exists():
-        time.sleep(LOOK_S)  # else the encoder would be loaded by the first question that needs it
-    with settings.serving.running(queries, settings.shared, role) as (app, source), ExitStack() as stack:
-        try:
-            stack.enter_context(warmed(queries, source))
-        except AnabranchError as error:
-            # one that replaces another goes on with all other questions
-            log.warning("questions with a text are refused: %s", error)
+        time.sleep(LOOK_S)  # else it would say that it is ready while it has no model yet
+    with settings.serving.running(queries, settings.shared, role) as (app, source), warming(queries, source):
         tally = Tally(settings.shared.connections, int(role.removeprefix(SERVER)) - 1)
         serve_until_stopped(app, listener, stopped_by=(signal.SIGTERM,), on_start=link.ready, tally=tally)
 

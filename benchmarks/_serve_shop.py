@@ -47,10 +47,11 @@ class Shop:
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """A running service: where it answers, and its processes by role."""
+    """A running service: where it answers, its processes by role, and in how many seconds it started."""
 
     url: str
     pids: Mapping[str, int]
+    started_s: float
 
     @property
     def ask(self) -> str:
@@ -67,12 +68,16 @@ class Service:
 
     def megabytes(self) -> dict[str, float]:
         """Return resident megabytes by role, what processes share counted once among them."""
-        return {role: _proportional(pid) for role, pid in self.pids.items()}
+        return {role: _resident(pid, "Pss") for role, pid in self.pids.items()}
+
+    def own_megabytes(self) -> dict[str, float]:
+        """Return, by role, what a process holds for itself: nothing that is mapped from a file."""
+        return {role: _resident(pid, "Anonymous") for role, pid in self.pids.items()}
 
 
-def _proportional(pid: int) -> float:
+def _resident(pid: int, kind: str) -> float:
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    return round(next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1e3, 1)
+    return round(next(int(line.split()[1]) for line in lines if line.startswith(f"{kind}:")) / 1e3, 1)
 
 
 def a_store(root: Path, items: int) -> Registry:
@@ -143,11 +148,12 @@ def serving(shop: Shop) -> Iterator[Service]:
         "--json",
     ]
     where = ["--bootstrap-servers", shop.servers, "--topic", shop.topic]
+    begun = time.monotonic()
     with subprocess.Popen(anabranch("serve", *options, *where), stdout=subprocess.PIPE, text=True) as parent:
         try:
             assert parent.stdout is not None
             told = json.loads(parent.stdout.readline())
-            yield Service(told["url"], told["processes"])
+            yield Service(told["url"], told["processes"], round(time.monotonic() - begun, 2))
         finally:
             parent.terminate()
             parent.wait(30)

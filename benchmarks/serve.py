@@ -7,7 +7,7 @@ random unit rows of the default encoder's length, so only times mean anything. A
 every 2 seconds. The peers answer the same question behind the same HTTP server, in two processes too, from the same
 first clicks: implicit's ALS by its own `recommend`, river's BiasedMF by `rank`; they follow no topic and swap nothing.
 
-``--quick`` takes a third of the time. ``--soak SECONDS`` asks at half the rate of the largest population that long and
+Each p99 rests on 2,000 questions or more, those by text on 300; ``--quick`` asks 5 seconds each. ``--soak SECONDS`` asks at half the rate of the largest population that long and
 tells memory before and after. ``--memory`` tells what the service holds for a million users and 100,000 items.
 """
 
@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -54,6 +55,35 @@ RATES = {1_700: 100.0, 10_000: 100.0, 100_000: 40.0}
 RIVER_RATES = {1_700: 4.0, 10_000: 1.0}
 """river's `rank` goes through all items in Python; of 100,000 one answer takes longer than the whole measurement."""
 TARGETS = {"p99_ms": {"10000": 5.0, "100000": 10.0}, "texts_p99_ms": 50.0, "swap_extra_p99": 0.2}
+
+
+@dataclass(frozen=True, slots=True)
+class Windows:
+    """How long is measured, in seconds.
+
+    Parameters
+    ----------
+    short
+        To warm up, and to ask as fast as there are answers.
+    least
+        Of anything else at least.
+    questions
+        So many at least are behind a p99: of fewer, a few that chance held up decide it.
+    texts
+        For questions by text, which come one by one.
+    """
+
+    short: float
+    least: float
+    questions: int
+    texts: float
+
+    def of(self, rate: float) -> float:
+        """Return how long is asked at so many a second."""
+        return max(self.least, self.questions / rate)
+
+
+WHOLE, QUICK = Windows(7.0, 15.0, 2_000, 60.0), Windows(3.0, 5.0, 0, 5.0)
 
 
 # --- what is measured -----------------------------------------------------------------------------------------------
@@ -92,26 +122,39 @@ def until_visible(service: Service, clicks: int) -> dict[str, float]:
     return {"clicks": clicks, "p50_ms": half, "p99_ms": most}
 
 
-def ours(shop: Shop, folder: Path, seconds: float) -> dict[str, object]:
+def first_text(service: Service) -> float:
+    """Ask by text at once; return how many seconds after the service was started the answer came."""
+    begun = time.monotonic()
+    httpx.post(service.ask, json={"query": "night train", "k": 10}, timeout=60.0).raise_for_status()
+    return round(service.started_s + time.monotonic() - begun, 2)
+
+
+def ours(shop: Shop, folder: Path, windows: Windows) -> dict[str, object]:
     """Return all figures of our service for one population."""
     asked, rate, registry = questions(shop, folder), RATES[shop.items], Registry.open(shop.root)
-    with serving(shop) as service, learning(shop) as events:
-        load(service.ask, asked, max(2.0, seconds / 3), rate)  # warm
-        before = service.cpu_s()
-        steady = load(service.ask, asked, seconds, rate)
+    with serving(shop):
+        pass  # the first one ever compiles
+    with serving(shop) as service, ExitStack() as stack:
+        by_text_after = first_text(service)
+        events = stack.enter_context(learning(shop))
+        load(service.ask, asked, windows.short, rate)  # warm
+        before, window = service.cpu_s(), windows.of(rate)
+        steady = load(service.ask, asked, window, rate)
         used = {role: spent - before[role] for role, spent in service.cpu_s().items()}
         with swapping(registry) as moved:
-            swapped = load(service.ask, asked, max(seconds, 3 * SWAP_EVERY_S), rate)
-        by_text = load(service.ask, texts(folder), seconds, TEXTS_A_SECOND)
-        most = load(service.ask, asked, seconds / 2, None)
+            swapped = load(service.ask, asked, max(window, 3 * SWAP_EVERY_S), rate)
+        by_text = load(service.ask, texts(folder), windows.texts, TEXTS_A_SECOND)
+        most = load(service.ask, asked, windows.short, None)
         seen = until_visible(service, CLICKS_SEEN)
         megabytes = service.megabytes()
     return {
         "rate": rate,
+        "seconds_to_start": service.started_s,
+        "seconds_to_the_first_text": by_text_after,
         "events": events,
         "while_learning": steady.row(),
         "cpu_ms_an_answer": round(1e3 * used["servers"] / steady.asked, 2),
-        "cpu_share": {role: round(spent / seconds, 3) for role, spent in used.items()},
+        "cpu_share": {role: round(spent / window, 3) for role, spent in used.items()},
         "with_a_swap_every_2_s": {**swapped.row(), "swaps": len(moved)},
         "swap_extra_p99": round(swapped.p99 / steady.p99 - 1.0, 3),
         "texts_uncached": by_text.row(),
@@ -147,13 +190,14 @@ def peer_serving(kind: str, shop: Shop, folder: Path) -> Iterator[str]:
                 each.wait(30)
 
 
-def peer(kind: str, shop: Shop, folder: Path, seconds: float, rate: float) -> dict[str, object]:
+def peer(kind: str, shop: Shop, folder: Path, windows: Windows, rate: float) -> dict[str, object]:
     """Return a peer's figures, while the learner learns beside it as well."""
     asked = questions(shop, folder)
     with peer_serving(kind, shop, folder) as url, learning(shop):
-        load(url, asked, max(2.0, seconds / 3), rate)
-        found = load(url, asked, seconds, rate)
-        most = load(url, asked, seconds / 2, None)
+        load(url, asked, windows.short, rate)
+        # river answers so few that it would take half an hour to ask as many
+        found = load(url, asked, windows.of(rate) if rate == RATES[shop.items] else windows.least, rate)
+        most = load(url, asked, windows.short, None)
     return {"rate": rate, "while_learning": found.row(), "as_fast_as_it_answers": most.row()}
 
 
@@ -162,17 +206,17 @@ def has_implicit() -> bool:
     return find_spec("implicit") is not None
 
 
-def measure(sizes: list[int], seconds: float) -> dict[str, object]:
+def measure(sizes: list[int], windows: Windows) -> dict[str, object]:
     """Return the figures of all populations."""
     rows: dict[str, object] = {}
     with TemporaryDirectory() as folder, broker() as (kind, servers):
         for items in sizes:
             shop = a_shop(Path(folder) / f"store-{items}", items, servers)
-            row: dict[str, object] = {"anabranch": ours(shop, Path(folder), seconds)}
+            row: dict[str, object] = {"anabranch": ours(shop, Path(folder), windows)}
             if has_implicit():
-                row["implicit ALS"] = peer("implicit", shop, Path(folder), seconds, RATES[items])
+                row["implicit ALS"] = peer("implicit", shop, Path(folder), windows, RATES[items])
             if items in RIVER_RATES:
-                row["river BiasedMF"] = peer("river", shop, Path(folder), seconds, RIVER_RATES[items])
+                row["river BiasedMF"] = peer("river", shop, Path(folder), windows, RIVER_RATES[items])
             rows[str(items)] = row
             print(items, json.dumps(row, indent=1), flush=True)
     return {"broker": kind, "items": rows}
@@ -189,17 +233,19 @@ def soak(seconds: float) -> dict[str, object]:
         asked, found = questions(shop, Path(folder)), []
         with serving(shop) as service, learning(shop):
             load(service.ask, asked, 20.0, RATES[items] / 2)
-            before = service.megabytes()
+            before, own_before = service.megabytes(), service.own_megabytes()
             end, marks = time.monotonic() + seconds, [before]
             while time.monotonic() < end:
                 found.append(load(service.ask, asked, min(60.0, seconds), RATES[items] / 2))
                 marks.append(service.megabytes())
                 print(json.dumps({**found[-1].row(), "megabytes": marks[-1]}), flush=True)
+            own_after = service.own_megabytes()
     total = [round(sum(mark.values()), 1) for mark in marks]
     return {
         "broker": kind, "items": items, "rate": RATES[items] / 2, "asked": sum(each.asked for each in found),
         "failed": sum(each.failed for each in found), "p99_ms_by_minute": [round(each.p99, 2) for each in found],
-        "megabytes_before": before, "megabytes_after": marks[-1], "megabytes_by_minute": total,
+        "megabytes_before": before, "megabytes_after": marks[-1], "own_megabytes_before": own_before,
+        "own_megabytes_after": own_after, "megabytes_by_minute": total,
     }  # fmt: skip
 
 
@@ -220,8 +266,7 @@ def memory(users: int, items: int) -> dict[str, object]:
                 assert parent.stdout is not None
                 begun = time.monotonic()
                 told = json.loads(parent.stdout.readline())
-                service = Service(told["url"], told["processes"])
-                started = time.monotonic() - begun
+                service = Service(told["url"], told["processes"], round(time.monotonic() - begun, 2))
                 said = load(service.ask, asked, 10.0, RATES[100_000])
                 load(service.ask, texts(Path(folder)), 3.0, TEXTS_A_SECOND)
                 held = service.megabytes()
@@ -229,7 +274,7 @@ def memory(users: int, items: int) -> dict[str, object]:
                 parent.terminate()
                 parent.wait(30)
     assert shop.items == items
-    return {"users": users, "items": items, "seconds_to_start": round(started, 1), **said.row(), "megabytes": held,
+    return {"users": users, "items": items, "seconds_to_start": service.started_s, **said.row(), "megabytes": held,
             "megabytes_together": round(sum(held.values()), 1)}  # fmt: skip
 
 
@@ -254,7 +299,7 @@ def main() -> None:
         claim, figures = "serve_memory", lambda: memory(1_000_000, 100_000)
     else:
         claim = "serve"
-        figures = partial(measure, given.items or list(RATES), 5.0 if given.quick else 15.0)
+        figures = partial(measure, given.items or list(RATES), QUICK if given.quick else WHOLE)
         if not has_implicit():
             print("implicit is not installed: pip install implicit; its rows are left out")
     found = {

@@ -130,7 +130,7 @@ def _serve_here(
 ) -> None:
     """Answer from this process."""
     from anabranch.recommender import lazy_queries
-    from anabranch.serving import warmed
+    from anabranch.serving import warming
     from common.errors import NoModel
     from server.serving.run import pin_blas_threads, serve_until_stopped
 
@@ -142,6 +142,6 @@ def _serve_here(
             source.bundle()
         except NoModel as error:
             out.note(f"answering 503 until there is a model: {error}")
-        with warmed(queries, source):
+        with warming(queries, source):
             tell({"server": os.getpid()})
             serve_until_stopped(app, listener)
