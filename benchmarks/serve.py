@@ -7,8 +7,9 @@ random unit rows of the default encoder's length, so only times mean anything. A
 every 2 seconds. The peers answer the same question behind the same HTTP server, in two processes too, from the same
 first clicks: implicit's ALS by its own `recommend`, river's BiasedMF by `rank`; they follow no topic and swap nothing.
 
-Each p99 rests on 2,000 questions or more, those by text on 300; ``--quick`` asks 5 seconds each. ``--soak SECONDS`` asks at half the rate of the largest population that long and
-tells memory before and after. ``--memory`` tells what the service holds for a million users and 100,000 items.
+Each p99 rests on 2,000 questions or more, those by text on 300; ``--quick`` asks 5 seconds each. ``--soak SECONDS``
+asks at half the rate of the largest population that long and tells memory before and after. ``--memory`` tells what the
+service holds for a million users and 100,000 items.
 """
 
 import argparse
