@@ -7,9 +7,10 @@ random unit rows of the default encoder's length, so only times mean anything. A
 every 2 seconds. The peers answer the same question behind the same HTTP server, in two processes too, from the same
 first clicks: implicit's ALS by its own `recommend`, river's BiasedMF by `rank`; they follow no topic and swap nothing.
 
-Each p99 rests on 2,000 questions or more, those by text on 300; ``--quick`` asks 5 seconds each. ``--soak SECONDS``
-asks at half the rate of the largest population that long and tells memory before and after. ``--memory`` tells what the
-service holds for a million users and 100,000 items.
+Windows without and with swaps take turns, five each of 500 questions or more: told are their medians, and the p99 of
+each. Texts are 300. ``--quick`` has one window of 6 seconds each. ``--soak SECONDS`` asks at half the rate of the largest
+population that long and tells memory before and after. ``--memory`` tells what the service holds for a million users and
+100,000 items.
 """
 
 import argparse
@@ -18,24 +19,24 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryDirectory
 
 import httpx
 import numpy as np
 from _kafka import broker
-from _load import load, oha, write_bodies
+from _load import Told, load, oha, write_bodies
 from _record import write_result
 from _serve_shop import (
     EVENTS_A_SECOND,
     FACTORS,
     PROCESSES,
-    SWAP_EVERY_S,
     USERS,
     WORDS,
     Service,
@@ -66,10 +67,11 @@ class Windows:
     ----------
     short
         To warm up, and to ask as fast as there are answers.
-    least
-        Of anything else at least.
-    questions
-        So many at least are behind a p99: of fewer, a few that chance held up decide it.
+    least, questions
+        Of each window at a constant rate at least, and so many questions in each at least.
+    turns
+        So many windows of a kind, in turns with another kind: the host stops all programs for a tenth of a second now
+        and then, and of one window that decides the p99.
     texts
         For questions by text, which come one by one.
     """
@@ -77,6 +79,7 @@ class Windows:
     short: float
     least: float
     questions: int
+    turns: int
     texts: float
 
     def of(self, rate: float) -> float:
@@ -84,7 +87,17 @@ class Windows:
         return max(self.least, self.questions / rate)
 
 
-WHOLE, QUICK = Windows(7.0, 15.0, 2_000, 60.0), Windows(3.0, 5.0, 0, 5.0)
+WHOLE, QUICK = Windows(7.0, 8.0, 500, 5, 60.0), Windows(3.0, 6.0, 0, 1, 5.0)
+
+
+def in_the_middle(windows: Sequence[Told]) -> dict[str, object]:
+    """Return medians over windows, and the p99 of each."""
+    rows = [each.row() for each in windows]
+    middle: dict[str, object] = {
+        name: round(median(row[name] for row in rows), 2) for name in ("answers_a_second", "p50_ms", "p99_ms")
+    }
+    together = {name: sum(row[name] for row in rows) for name in ("asked", "failed")}
+    return {**middle, "p99_ms_of_each_window": [row["p99_ms"] for row in rows], **together}
 
 
 # --- what is measured -----------------------------------------------------------------------------------------------
@@ -139,11 +152,15 @@ def ours(shop: Shop, folder: Path, windows: Windows) -> dict[str, object]:
         by_text_after = first_text(service)
         events = stack.enter_context(learning(shop))
         load(service.ask, asked, windows.short, rate)  # warm
-        before, window = service.cpu_s(), windows.of(rate)
-        steady = load(service.ask, asked, window, rate)
-        used = {role: spent - before[role] for role, spent in service.cpu_s().items()}
-        with swapping(registry) as moved:
-            swapped = load(service.ask, asked, max(window, 3 * SWAP_EVERY_S), rate)
+        window, steady, swapped, swaps = windows.of(rate), list[Told](), list[Told](), 0
+        used = dict.fromkeys(service.cpu_s(), 0.0)
+        for _ in range(windows.turns):
+            before = service.cpu_s()
+            steady.append(load(service.ask, asked, window, rate))
+            used = {role: used[role] + spent - before[role] for role, spent in service.cpu_s().items()}
+            with swapping(registry) as moved:
+                swapped.append(load(service.ask, asked, window, rate))
+            swaps += len(moved)
         by_text = load(service.ask, texts(folder), windows.texts, TEXTS_A_SECOND)
         most = load(service.ask, asked, windows.short, None)
         seen = until_visible(service, CLICKS_SEEN)
@@ -153,11 +170,11 @@ def ours(shop: Shop, folder: Path, windows: Windows) -> dict[str, object]:
         "seconds_to_start": service.started_s,
         "seconds_to_the_first_text": by_text_after,
         "events": events,
-        "while_learning": steady.row(),
-        "cpu_ms_an_answer": round(1e3 * used["servers"] / steady.asked, 2),
-        "cpu_share": {role: round(spent / window, 3) for role, spent in used.items()},
-        "with_a_swap_every_2_s": {**swapped.row(), "swaps": len(moved)},
-        "swap_extra_p99": round(swapped.p99 / steady.p99 - 1.0, 3),
+        "while_learning": in_the_middle(steady),
+        "cpu_ms_an_answer": round(1e3 * used["servers"] / sum(each.asked for each in steady), 2),
+        "cpu_share": {role: round(spent / window / windows.turns, 3) for role, spent in used.items()},
+        "with_a_swap_every_2_s": {**in_the_middle(swapped), "swaps": swaps},
+        "swap_extra_p99": round(median(each.p99 for each in swapped) / median(each.p99 for each in steady) - 1.0, 3),
         "texts_uncached": by_text.row(),
         "as_fast_as_it_answers": most.row(),
         "click_to_answer": seen,
@@ -197,9 +214,10 @@ def peer(kind: str, shop: Shop, folder: Path, windows: Windows, rate: float) -> 
     with peer_serving(kind, shop, folder) as url, learning(shop):
         load(url, asked, windows.short, rate)
         # river answers so few that it would take half an hour to ask as many
-        found = load(url, asked, windows.of(rate) if rate == RATES[shop.items] else windows.least, rate)
+        window = windows.of(rate) if rate == RATES[shop.items] else windows.least
+        found = [load(url, asked, window, rate) for _ in range(windows.turns)]
         most = load(url, asked, windows.short, None)
-    return {"rate": rate, "while_learning": found.row(), "as_fast_as_it_answers": most.row()}
+    return {"rate": rate, "while_learning": in_the_middle(found), "as_fast_as_it_answers": most.row()}
 
 
 def has_implicit() -> bool:
