@@ -8,9 +8,9 @@ every 2 seconds. The peers answer the same question behind the same HTTP server,
 first clicks: implicit's ALS by its own `recommend`, river's BiasedMF by `rank`; they follow no topic and swap nothing.
 
 Windows without and with swaps take turns, five each of 500 questions or more: told are their medians, and the p99 of
-each. Texts are 300. ``--quick`` has one window of 6 seconds each. ``--soak SECONDS`` asks at half the rate of the largest
-population that long and tells memory before and after. ``--memory`` tells what the service holds for a million users and
-100,000 items.
+each. Texts are 300. ``--quick`` has one window of 6 seconds each. ``--soak SECONDS`` asks at half the rate of the
+largest population that long and tells memory before and after. ``--memory`` tells what the service holds for a million
+users and 100,000 items.
 """
 
 import argparse
