@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.numpy import save
 
 from common.errors import ArtifactCorrupt
 from common.items import Catalogue, Item
@@ -92,3 +93,11 @@ def test_ids_are_read_by_part() -> None:
     table = IdTable.of(["a", "b"])
     arrays = {f"users.{name}": array for name, array in table.arrays().items()}
     assert list(ids_from(arrays, "users")) == ["a", "b"]
+
+
+def test_texts_beside_the_arrays_of_a_file_are_passed_over(tmp_path: Path) -> None:
+    path, numbers = tmp_path / "arrays", np.arange(6, dtype=np.float32).reshape(2, 3)
+    path.write_bytes(save({"numbers": numbers}, metadata={"format": "pt"}))
+    found = map_arrays(path)
+    assert list(found) == ["numbers"]
+    np.testing.assert_array_equal(found["numbers"], numbers)
