@@ -2,8 +2,9 @@
 
 Everything is the program itself: `anabranch serve --processes 2` follows a topic, `anabranch stream learn` learns the
 blend from it at 2,000 events a second (nothing is evaluated), checkpoints and snapshots with it, and oha asks at a
-constant rate, each request with a body of its own; latency counts from when a request was due. Item texts' vectors are
-random unit rows of the default encoder's length, so only times mean anything. A swap moves `current` to another version
+constant rate, each request with a body of its own; latency counts from when a request was due. Where it may, oha has a
+core before all others, whoever answers: it stands for users who are elsewhere. Item texts' vectors are random unit rows
+of the default encoder's length, so only times mean anything. A swap moves `current` to another version
 every 2 seconds. The peers answer the same question behind the same HTTP server, in two processes too, from the same
 first clicks: implicit's ALS by its own `recommend`, river's BiasedMF by `rank`; they follow no topic and swap nothing.
 
@@ -31,7 +32,7 @@ from tempfile import TemporaryDirectory
 import httpx
 import numpy as np
 from _kafka import broker
-from _load import Told, load, oha, write_bodies
+from _load import Told, goes_first, load, oha, write_bodies
 from _record import write_result
 from _serve_shop import (
     EVENTS_A_SECOND,
@@ -323,7 +324,8 @@ def main() -> None:
             print("implicit is not installed: pip install implicit; its rows are left out")
     found = {
         "processes": PROCESSES, "factors": FACTORS, "users": USERS, "events_a_second": EVENTS_A_SECOND,
-        "load_average_before": round(load_before, 2), "targets": TARGETS, **figures(),
+        "load_average_before": round(load_before, 2), "targets": TARGETS,
+        "load_generator_goes_first": goes_first(), **figures(),
     }  # fmt: skip
     if has_implicit():
         packages = (*packages, "implicit")

@@ -33,6 +33,24 @@ __all__ = ["LearnReport", "StreamWorker", "WorkerSettings"]
 _LOG = logging.getLogger("anabranch.stream")
 _LETTER_BYTES = 16 * 1024 * 1024
 """Dead letters of this size are stored and sent, however few records that took."""
+STORING_SHARE = 0.1
+"""Of a worker's time, about, where its checkpoints take long: see `pause_after`."""
+
+
+def pause_after(took: float, seconds: float) -> float:
+    """Return how many seconds pass after a checkpoint until the next one.
+
+    One of a large model is hundreds of megabytes. Written as often as a small one's they would take the worker's time
+    and the disk of all that share the machine, and each is replaced by the next.
+
+    Parameters
+    ----------
+    took
+        Seconds that the checkpoint took.
+    seconds
+        The longest interval that was asked for; what takes less than `STORING_SHARE` of it may be repeated at once.
+    """
+    return took / STORING_SHARE if took > STORING_SHARE * seconds else 0.0
 
 
 class StreamWorker(Worker):
@@ -47,6 +65,7 @@ class StreamWorker(Worker):
         self._breaker = Breaker(settings.bad_share, settings.bad_window)
         self._changed = False  # whether there is anything that the last checkpoint lacks
         self._assigned = self._stored_events = self._sequence = 0
+        self._pause = 0.0
         self._stored_offsets = "the beginning"
 
     def run(self) -> LearnReport:
@@ -244,8 +263,8 @@ class StreamWorker(Worker):
         age = time.monotonic() - self._stored_at
         if self._breaker.suspects and age < HOLD_S + self.settings.checkpoint_seconds:
             return False
-        full = fresh >= self.settings.checkpoint_events or self._letters.size >= _LETTER_BYTES
-        return full or age >= self.settings.checkpoint_seconds
+        full = fresh >= self.settings.checkpoint_events or age >= self.settings.checkpoint_seconds
+        return self._letters.size >= _LETTER_BYTES or (full and age >= self._pause)
 
     def checkpoint(self) -> bool:
         """Store everything; the numbers are those of the module's text. Return False when the topic is another now."""
@@ -263,6 +282,7 @@ class StreamWorker(Worker):
         self._source.commit(self._offsets())  # 4
         self._sequence += 1
         self._stored_events, self._stored_at, self._changed = state.events, time.monotonic(), False
+        self._pause = pause_after(self._stored_at - began, self.settings.checkpoint_seconds)
         self._stored_offsets = self._shown_offsets()
         self._breaker.begin()
         self._meter.checkpointed(self._stored_at - began, size)

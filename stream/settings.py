@@ -27,7 +27,8 @@ class WorkerSettings:
     store
         Folder that holds the checkpoints and snapshots.
     checkpoint_events, checkpoint_seconds
-        A checkpoint is written after so many records or seconds, whichever comes first, and at the end.
+        A checkpoint is written after so many records or seconds, whichever comes first, and at the end. A worker that
+        learns alone waits longer where storing takes it more than a tenth of the time: `stream.consumer.pause_after`.
     until_events
         Stop when so many records were applied in all, those of earlier runs into this store included.
     idle_timeout_s

@@ -3,7 +3,7 @@
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,12 @@ from kafka import KafkaConsumer, TopicPartition
 
 from common.errors import BrokerUnavailable, CheckpointMismatch, InvalidSetting, OffsetLost, StoreMismatch, UnknownName
 from common.events import Interaction, decode_event, encode_event
-from common.snapshots import read_snapshot
+from common.snapshots import MFSnapshot, read_snapshot
 from common.store import verify_folder
 from stream.broker import EmbeddedBroker
 from stream.checkpoint import SNAPSHOTS, STATE_NAME, CheckpointStore, sequence_name, sequences
-from stream.consumer import LearnReport, StreamWorker, WorkerSettings
+from stream.consumer import LearnReport, StreamWorker, WorkerSettings, pause_after
+from stream.learner.mf import MF
 from stream.snapshot import current_snapshot
 from stream.state import ItemTexts
 from stream.topics import admin_client, dead_topic, ensure_topic
@@ -84,6 +85,34 @@ def test_serving_gets_what_was_learned(embedded: str, topic: str, tmp_path: Path
     assert snapshot.item_counts[1] == 0
     assert len(sequences(tmp_path / SNAPSHOTS)) == 3
     np.testing.assert_array_equal(snapshot.user_ids, sorted(set(snapshot.user_ids), key=snapshot.user_ids.index))
+
+
+class SlowToFreeze(MF):
+    """A learner whose snapshots take so long as a large one's."""
+
+    def snapshot(self, offsets: Mapping[str, Mapping[str, int]]) -> MFSnapshot:
+        """Return the snapshot, later."""
+        time.sleep(0.2)
+        return super().snapshot(offsets)
+
+
+def test_checkpoints_that_take_long_are_seldom(embedded: str, topic: str, tmp_path: Path) -> None:
+    put(embedded, topic, [encode_event(event) for event in some_events(TOTAL)])
+    settings = WorkerSettings(
+        embedded, topic, tmp_path, until_events=TOTAL, checkpoint_events=10, checkpoint_seconds=1.0
+    )
+    report = StreamWorker(settings, SlowToFreeze(n_factors=4, negatives=3)).run()
+    assert report.events == TOTAL
+    # one after ten events and one at the end; more only where learning the rest takes longer than the pause
+    assert 2 <= sequences(tmp_path / SNAPSHOTS)[-1] < TOTAL / 10 / 2
+    assert report.offsets == read_snapshot(tmp_path / SNAPSHOTS / str(current_snapshot(tmp_path))).offsets
+
+
+@pytest.mark.parametrize(
+    ("took", "seconds", "pause"), [(0.4, 5.0, 0.0), (0.5, 5.0, 0.0), (0.6, 5.0, 6.0), (3.0, 5.0, 30.0), (3.0, 1e6, 0.0)]
+)
+def test_the_pause_is_ten_times_what_a_long_checkpoint_took(took: float, seconds: float, pause: float) -> None:
+    assert pause_after(took, seconds) == pytest.approx(pause)
 
 
 def test_it_goes_on_where_it_stopped(servers: str, topic: str, tmp_path: Path) -> None:
