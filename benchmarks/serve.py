@@ -4,9 +4,10 @@ Everything is the program itself: `anabranch serve --processes 2` follows a topi
 blend from it at 2,000 events a second (nothing is evaluated), checkpoints and snapshots with it, and oha asks at a
 constant rate, each request with a body of its own; latency counts from when a request was due. Where it may, oha has a
 core before all others, whoever answers: it stands for users who are elsewhere. Item texts' vectors are random unit rows
-of the default encoder's length, so only times mean anything. A swap moves `current` to another version
-every 2 seconds. The peers answer the same question behind the same HTTP server, in two processes too, from the same
-first clicks: implicit's ALS by its own `recommend`, river's BiasedMF by `rank`; they follow no topic and swap nothing.
+of the default encoder's length, so only times mean anything. A swap moves `current` to another version every 2 seconds.
+The peers answer the same question behind the same HTTP server, in two processes too, from the same first clicks:
+implicit's ALS by its own `recommend`, river's BiasedMF by `rank`; they follow no topic and swap nothing. The control
+knows no model and always answers the same: what it takes, server, machine and load take of all.
 
 Windows without and with swaps take turns, five each of 500 questions or more: told are their medians, and the p99 of
 each. Texts are 300. ``--quick`` has one window of 6 seconds each. ``--soak SECONDS`` asks at half the rate of the
@@ -233,6 +234,7 @@ def measure(sizes: list[int], windows: Windows) -> dict[str, object]:
         for items in sizes:
             shop = a_shop(Path(folder) / f"store-{items}", items, servers)
             row: dict[str, object] = {"anabranch": ours(shop, Path(folder), windows)}
+            row["no model, the control"] = peer("nothing", shop, Path(folder), windows, RATES[items])
             if has_implicit():
                 row["implicit ALS"] = peer("implicit", shop, Path(folder), windows, RATES[items])
             if items in RIVER_RATES:
