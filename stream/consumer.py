@@ -35,6 +35,8 @@ _LETTER_BYTES = 16 * 1024 * 1024
 """Dead letters of this size are stored and sent, however few records that took."""
 STORING_SHARE = 0.1
 """Of a worker's time, about, where its checkpoints take long: see `pause_after`."""
+LONGEST_PAUSE_S = 60.0
+"""One write that hung must not keep the next checkpoint away for long."""
 
 
 def pause_after(took: float, seconds: float) -> float:
@@ -50,7 +52,7 @@ def pause_after(took: float, seconds: float) -> float:
     seconds
         The longest interval that was asked for; what takes less than `STORING_SHARE` of it may be repeated at once.
     """
-    return took / STORING_SHARE if took > STORING_SHARE * seconds else 0.0
+    return min(LONGEST_PAUSE_S, took / STORING_SHARE) if took > STORING_SHARE * seconds else 0.0
 
 
 class StreamWorker(Worker):

@@ -74,7 +74,9 @@ OnLostOption = Annotated[
 CatalogueOption = Annotated[
     bool, typer.Option(help="Take every item of the store's catalogue for a candidate, where it has one.")
 ]
-SecondsOption = Annotated[float, typer.Option(min=0.01, help="Seconds between two checkpoints, if that is sooner.")]
+SecondsOption = Annotated[
+    float, typer.Option(min=0.01, help="Seconds between two checkpoints, if that is sooner; more where one takes long.")
+]
 BadShareOption = Annotated[
     float, typer.Option(min=0, max=1, help="Stop when more than this share of 200 records is bad; 1 never stops.")
 ]

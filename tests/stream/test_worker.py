@@ -109,7 +109,8 @@ def test_checkpoints_that_take_long_are_seldom(embedded: str, topic: str, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("took", "seconds", "pause"), [(0.4, 5.0, 0.0), (0.5, 5.0, 0.0), (0.6, 5.0, 6.0), (3.0, 5.0, 30.0), (3.0, 1e6, 0.0)]
+    ("took", "seconds", "pause"),
+    [(0.4, 5.0, 0.0), (0.5, 5.0, 0.0), (0.6, 5.0, 6.0), (3.0, 5.0, 30.0), (20.0, 5.0, 60.0), (3.0, 1e6, 0.0)],
 )
 def test_the_pause_is_ten_times_what_a_long_checkpoint_took(took: float, seconds: float, pause: float) -> None:
     assert pause_after(took, seconds) == pytest.approx(pause)
