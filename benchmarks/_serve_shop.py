@@ -20,6 +20,7 @@ from common.items import Catalogue, Item
 from common.manifests import Manifest, decode_manifest
 from common.store import MANIFEST_NAME, pack_arrays
 from server.registry import Registry, StoreInfo
+from server.serving.beside import rows_file
 from server.serving.bundle import ADAPTER_FILE, VECTORS_FILE, VECTORS_TENSOR, snapshot_name, snapshots_folder
 from stream.connect import open_log
 from stream.producer import produce
@@ -97,6 +98,7 @@ def a_store(root: Path, items: int) -> Registry:
             "adapter/adapter_config.json": json.dumps({"peft_type": "LORA"}).encode(),
             ADAPTER_FILE: pack_arrays(initial_adapter(shapes, number)),
             VECTORS_FILE: pack_arrays({VECTORS_TENSOR: vectors}),
+            **rows_file(vectors),
         }
         made = Manifest("adapter", f"v{number:06d}", (), number, base_encoder=spec.name, base_sha256=encoder.sha256)
         registry.publish(files, made)

@@ -16,6 +16,7 @@ from server.evaluate import Quality, Ranking, TestEvents, by_text, quality_of, r
 from server.gate import Verdict, difference, judge
 from server.registry import CURRENT, Registry
 from server.rounds import RunPlan, RunState
+from server.serving.beside import rows_file
 from server.slices import Rows, by_slice, client_slice, slices_of
 from server.traffic import traffic_of
 
@@ -113,6 +114,7 @@ class Publisher:
             ADAPTER_WEIGHTS: pack_arrays(state.adapter),
             ITEM_VECTORS: pack_arrays({"item_vectors": vectors}),
             STRATEGY_STATE: pack_arrays(state.strategy_state),
+            **rows_file(vectors),
         }
         tensors = {**state.adapter, "item_vectors": vectors}
         manifest = Manifest(

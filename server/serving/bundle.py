@@ -12,8 +12,10 @@ from common.items import Catalogue
 from common.manifests import Manifest
 from common.snapshots import ARRAYS_NAME, MFSnapshot, read_snapshot
 from common.store import verify_folder
+from server.artifact import ITEM_ROWS
 from server.registry import CURRENT, Registry
 from server.serving.alignment import align
+from server.serving.beside import checked_beside
 from server.serving.coarse import CoarseRows, coarse_of
 from server.serving.item_rows import ItemRows
 from server.serving.shortlist import Product
@@ -45,6 +47,8 @@ class Model:
         The vectors in 8 bits, where a service has them.
     lies_in
         The file that the vectors are mapped from; None where they are in memory.
+    beside_lies_in
+        The file that `given` and `coarse` are mapped from, likewise.
     sums
         Of the vectors, estimated where there are very many.
     """
@@ -55,6 +59,7 @@ class Model:
     given: InitVar[ItemSums | None] = None
     coarse: CoarseRows | None = None
     lies_in: Path | None = None
+    beside_lies_in: Path | None = None
     sums: ItemSums = field(init=False)
 
     def __post_init__(self, given: ItemSums | None) -> None:
@@ -266,14 +271,21 @@ def load_model(registry: Registry, version: str = CURRENT, *, mapped: bool = Fal
     StoreMismatch
         When the item vectors do not fit the catalogue.
     ArtifactCorrupt
-        When a file is not what the manifest says.
+        When a file is not what the manifest says, or what lies beside the vectors is not of them.
     """
     wanted = registry.current().version if version == CURRENT else version
-    manifest = registry.verify(wanted, but=(VECTORS_FILE, ADAPTER_FILE))
+    manifest = registry.verify(wanted, but=(VECTORS_FILE, ADAPTER_FILE, ITEM_ROWS))
     # from here on by name: `current` may move between two reads
-    vectors = load_vectors(registry, manifest.version, mapped=mapped)
-    lies_in = registry.folder(manifest.version) / VECTORS_FILE if mapped and registry.is_local else None
-    return Model(manifest, registry.arrays(manifest.version, ADAPTER_FILE), vectors, lies_in=lies_in)
+    name = manifest.version
+    vectors, adapter = load_vectors(registry, name, mapped=mapped), registry.arrays(name, ADAPTER_FILE)
+    folder = registry.folder(name) if mapped and registry.is_local else None
+    lies_in = None if folder is None else folder / VECTORS_FILE
+    if ITEM_ROWS not in manifest.files:
+        return Model(manifest, adapter, vectors, lies_in=lies_in)
+    given = registry.arrays(name, ITEM_ROWS, mapped=mapped)
+    beside = checked_beside(given, vectors, f"{ITEM_ROWS} of version {name!r} of {registry.address}")
+    also = None if folder is None else folder / ITEM_ROWS
+    return Model(manifest, adapter, vectors, beside.sums, beside.coarse, lies_in, also)
 
 
 def load_vectors(registry: Registry, name: str, *, mapped: bool = False) -> np.ndarray:

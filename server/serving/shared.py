@@ -23,10 +23,9 @@ from common.manifests import Manifest, decode_manifest, encode_manifest
 from common.snapshots import ARRAYS, MFSnapshot
 from common.store import array_parts, map_arrays
 from server.registry import CURRENT
+from server.serving.beside import COARSE, SUMS, Beside, named, part_of
 from server.serving.bundle import VECTORS_TENSOR, Bundle, Model, Stream, in_8_bits, published
-from server.serving.coarse import CoarseRows
 from server.serving.polling import polled
-from server.serving.sums import ItemSums
 from server.serving.tables import ItemTable, ids_from
 from server.storage import storage_at
 
@@ -34,10 +33,12 @@ log = logging.getLogger(__name__)
 POINTER = "bundle.json"
 EVERY_S = 0.1
 """A look is one system call, so a new bundle is served by all processes within this time."""
-_MADE, _GIVEN = ".safetensors", ".given.safetensors"
-"""Ends of the names of what was worked out here, and of what the store holds as it is served."""
-_ADAPTER, _USERS, _SUMS, _COARSE = "adapter.", "users", "sums.", "coarse."
-_OURS = (_ADAPTER, f"{_USERS}.", _SUMS, _COARSE)
+_MADE, _GIVEN, _BESIDE = ".safetensors", ".given.safetensors", ".beside.safetensors"
+"""Ends of the names of what was worked out here, and of what the store holds as it is served: rows, and what lies
+beside them."""
+_ADAPTER, _USERS = "adapter.", "users"
+_DERIVED = (SUMS, COARSE)
+_OURS = (_ADAPTER, f"{_USERS}.", *_DERIVED)
 
 
 class _Pointer(msgspec.Struct, frozen=True):
@@ -88,20 +89,22 @@ class BundleFolder:
         name, told = f"{kind}-{self._count}", arrays()
         if not isinstance(part, ItemTable):
             self._replace(f"{name}.json", [encode_manifest(part.manifest)])
-            if part.lies_in is not None and self._linked(part.lies_in, f"{name}{_GIVEN}"):
-                there = map_arrays(self._folder / f"{name}{_GIVEN}")
-                told = {each: array for each, array in told.items() if each not in there or each.startswith(_OURS)}
+            self._link(part.lies_in, f"{name}{_GIVEN}")
+            self._link(part.beside_lies_in if isinstance(part, Model) else None, f"{name}{_BESIDE}")
+            there = _linked(self._folder, name)
+            told = {each: array for each, array in told.items() if each not in there}
         self._replace(f"{name}{_MADE}", array_parts(told))
         self._written[kind] = (part, name)
         return name
 
-    def _linked(self, path: Path, name: str) -> bool:
+    def _link(self, path: Path | None, name: str) -> None:
         """Give a file another name here, if that can be: it stays then when it goes where it was."""
+        if path is None:
+            return
         try:
             os.link(path, self._folder / name)
-        except OSError:  # it lies on another disk, for one
-            return False
-        return True
+        except OSError as error:  # it lies on another disk, for one
+            log.debug("%s is copied: %s", path, error)
 
     def _replace(self, name: str, parts: Sequence[bytes | memoryview]) -> None:
         aside = self._folder / f".{name}"
@@ -120,32 +123,16 @@ class BundleFolder:
 
 
 def _model_arrays(model: Model) -> dict[str, np.ndarray]:
-    return {**_named(_ADAPTER, model.adapter), VECTORS_TENSOR: model.item_vectors, **_derived(model)}
+    beside = Beside(model.sums, model.coarse).arrays()
+    return {**named(_ADAPTER, model.adapter), VECTORS_TENSOR: model.item_vectors, **beside}
 
 
 def _stream_arrays(stream: Stream) -> dict[str, np.ndarray]:
     snapshot = stream.snapshot
-    users = _named(f"{_USERS}.", stream.users.arrays())
+    users = named(f"{_USERS}.", stream.users.arrays())
     blend = {} if snapshot.blend is None else snapshot.blend.arrays()
-    return {**{name: getattr(snapshot, name) for name in ARRAYS}, **users, **blend, **_derived(stream)}
-
-
-def _derived(part: Model | Stream) -> dict[str, np.ndarray]:
-    coarse = {} if part.coarse is None else part.coarse.arrays()
-    return _named(_SUMS, part.sums.arrays()) | _named(_COARSE, coarse)
-
-
-def _named(prefix: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {f"{prefix}{name}": array for name, array in arrays.items()}
-
-
-def _part(prefix: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return what `_named` was given."""
-    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
-
-
-def _derived_from(arrays: Mapping[str, np.ndarray]) -> tuple[ItemSums, CoarseRows | None]:
-    return ItemSums.from_arrays(_part(_SUMS, arrays)), CoarseRows.from_arrays(_part(_COARSE, arrays))
+    beside = Beside(stream.sums, stream.coarse).arrays()
+    return {**{name: getattr(snapshot, name) for name in ARRAYS}, **users, **blend, **beside}
 
 
 def map_bundle(folder: Path, held: Bundle | None = None) -> Bundle:
@@ -168,7 +155,8 @@ def map_bundle(folder: Path, held: Bundle | None = None) -> Bundle:
         served = held.model
     else:
         arrays = _arrays(folder, pointer.model)
-        served = Model(model, _part(_ADAPTER, arrays), arrays[VECTORS_TENSOR], *_derived_from(arrays))
+        beside = Beside.from_arrays(arrays)
+        served = Model(model, part_of(_ADAPTER, arrays), arrays[VECTORS_TENSOR], beside.sums, beside.coarse)
     if pointer.stream is None:
         return Bundle(items, served, None)
     stream = _manifest(folder, pointer.stream)
@@ -178,8 +166,17 @@ def map_bundle(folder: Path, held: Bundle | None = None) -> Bundle:
 
 
 def _arrays(folder: Path, name: str) -> dict[str, np.ndarray]:
-    given = folder / f"{name}{_GIVEN}"
-    return (map_arrays(given) if given.exists() else {}) | map_arrays(folder / f"{name}{_MADE}")
+    return _linked(folder, name) | map_arrays(folder / f"{name}{_MADE}")
+
+
+def _linked(folder: Path, name: str) -> dict[str, np.ndarray]:
+    """Map what the store holds of a part; the one file cannot say what the other is for."""
+    given, beside = folder / f"{name}{_GIVEN}", folder / f"{name}{_BESIDE}"
+    rows = map_arrays(given) if given.exists() else {}
+    more = map_arrays(beside) if beside.exists() else {}
+    return {each: array for each, array in rows.items() if not each.startswith(_OURS)} | {
+        each: array for each, array in more.items() if each.startswith(_DERIVED)
+    }
 
 
 def _manifest(folder: Path, name: str) -> Manifest:
@@ -201,7 +198,8 @@ def _stream(manifest: Manifest, arrays: Mapping[str, np.ndarray], items: ItemTab
         **{name: arrays[name] for name in ARRAYS},
         blend=blend,
     )
-    return Stream(manifest, snapshot, *_derived_from(arrays))
+    beside = Beside.from_arrays(arrays)
+    return Stream(manifest, snapshot, beside.sums, beside.coarse)
 
 
 class MappedSource:

@@ -9,7 +9,8 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-_ROWS = 8_192
+_ROWS = 1_024
+"""At a time: what is copied of them stays small, so that memory is used again and not fetched and let go of."""
 MOST = 16_384
 """Rows that an estimate goes by."""
 

@@ -14,11 +14,12 @@ from common.instructions import Objective, PrivacyTerms
 from common.items import Catalogue, Item
 from common.manifests import Manifest
 from common.store import pack_arrays
-from server.artifact import ITEM_VECTORS
+from server.artifact import ITEM_ROWS, ITEM_VECTORS
 from server.evaluate import build_test
 from server.registry import CURRENT, Registry
 from server.release import Publisher, is_promoted
 from server.rounds import RunPlan, RunState
+from server.serving.bundle import load_model
 from server.store_info import StoreInfo
 from tests.encoders import WORDS
 
@@ -74,6 +75,17 @@ def test_the_first_version_is_promoted(shop: Shop) -> None:
     manifest = shop.publish(1)
     assert manifest.details["promoted"] is True
     assert shop.registry.pointer(CURRENT) == "v000001"
+
+
+def test_a_version_of_many_items_carries_what_services_would_work_out(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert ITEM_ROWS not in shop.publish(1).files
+    monkeypatch.setattr("server.serving.coarse.LEAST_ROWS", ITEMS)
+    assert ITEM_ROWS in shop.publish(2).files
+    model = load_model(shop.registry, "v000002")
+    assert model.coarse is not None
+    assert len(model.coarse.codes) == ITEMS
 
 
 def test_a_version_that_is_worse_is_kept_and_says_why(shop: Shop) -> None:
