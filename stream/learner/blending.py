@@ -13,6 +13,7 @@ from stream.learner.kernels import (
     ItemRows,
     SeenLog,
     UserRows,
+    entry_of,
     fold,
     mark_seen,
     note_positive,
@@ -320,10 +321,7 @@ def try_item(
     """
     learn_neighbours(pairs, tried, tries, query, user, item, amount)
     append_to(tried, user, item)
-    entry = tried.newest[user]
-    while entry >= 0 and log.item[entry] != item:
-        entry = log.previous[entry]
-    if entry >= 0 or not hide:
+    if not hide or entry_of(log, tried.newest[user], item) >= 0:
         return log_size
     log.item[log_size], log.previous[log_size] = item, tried.newest[user]
     tried.newest[user] = log_size

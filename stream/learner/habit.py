@@ -11,7 +11,7 @@ import numpy as np
 
 from common.compiled import compiled
 from stream.learner.blending import fill_shares, highest_of, sum_64
-from stream.learner.kernels import SeenLog, UserRows
+from stream.learner.kernels import SeenLog, UserRows, entry_of
 from stream.learner.parts import Arrays
 
 RATE = 0.3
@@ -106,9 +106,7 @@ def note_visit(log: SeenLog, visits: Visits, user: int, newest: int, item: int, 
         if opens_visit(visits.moment[user], moment):
             visits.number[user] += 1
         visits.moment[user] = max(visits.moment[user], moment)
-    entry = newest
-    while log.item[entry] != item:
-        entry = log.previous[entry]
+    entry = entry_of(log, newest, item)
     if visits.times[entry] == 0 or visits.last[entry] != visits.number[user]:
         visits.times[entry] += 1
         visits.last[entry] = visits.number[user]

@@ -151,6 +151,15 @@ def mark_seen(log: SeenLog, newest: int, marks: np.ndarray, stamp: int) -> None:
 
 
 @compiled
+def entry_of(log: SeenLog, newest: int, item: int) -> int:
+    """Return the item's entry in one user's chain, -1 where there is none."""
+    entry = newest
+    while entry >= 0 and log.item[entry] != item:
+        entry = log.previous[entry]
+    return entry
+
+
+@compiled
 def draw_unseen(scratch: Scratch, rule: Rule, n_items: int, event: int, item: int, stamp: int) -> int:
     """Write `item` and up to `rule.negatives` uniform unseen rows to `scratch.rows`; return how many negatives.
 

@@ -8,7 +8,7 @@ import numpy as np
 from common.compiled import compiled
 from stream.learner.base import ArrayRanker
 from stream.learner.elementary import log_32
-from stream.learner.kernels import mark_seen, note_positive
+from stream.learner.kernels import entry_of, note_positive
 from stream.learner.parts import Arrays, Event, Ground, Part, PartRanker, check_counts, check_rates
 
 FLOOR = 0.3
@@ -42,10 +42,6 @@ class Popularity(ArrayRanker):
     def __init__(self, seed: int = 0, window: int = 1) -> None:
         super().__init__(seed=seed, window=window)
 
-    def _rewire(self) -> None:
-        super()._rewire()
-        self._marks = np.zeros(len(self._item_arrays["counts"]), dtype=np.int64)
-
     def _scores(self, user: int) -> np.ndarray:
         return self._item_arrays["counts"][: self.n_items].astype(np.float32)
 
@@ -56,9 +52,7 @@ class Popularity(ArrayRanker):
         if weight < 0:
             return
         self._item_arrays["counts"][item] += 1
-        stamp = self._events + 1
-        mark_seen(self._log, int(self._users.newest[user]), self._marks, stamp)
-        seen = bool(self._marks[item] == stamp)
+        seen = entry_of(self._log, int(self._users.newest[user]), item) >= 0
         self._log_size = note_positive(self._users, self._log, self._log_size, user, item, seen)
 
 

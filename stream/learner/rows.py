@@ -9,7 +9,7 @@ from common.errors import CheckpointMismatch
 from common.ids import arrays_sha256
 from stream.learner.admission import checked_id, learnable_id
 from stream.learner.kernels import SeenLog, UserRows, seen_rows
-from stream.learner.lists import Lists, all_histories, all_seen
+from stream.learner.lists import Lists, all_histories, all_seen, lay_out
 from stream.learner.packing import pack_ids, unpack_ids
 from stream.learner.params import check_params
 from stream.learner.retention import Retention
@@ -54,7 +54,7 @@ class UserItemRows:
             "previous": np.zeros(0, dtype=np.int64),
         }
         self._fixed_arrays: dict[str, np.ndarray] = self._retention.fixed_arrays()
-        self._log_size = 0
+        self._log_size = self._laid_out = 0
         self._events = 0
         self._rewire()
 
@@ -184,9 +184,19 @@ class UserItemRows:
 
     def _make_room(self, entries: int) -> None:
         if self._log_size + entries > len(self._log_arrays["item"]):
+            self._lay_out()
             needed = self._log_size + entries
             self._log_arrays = {name: grown(array, needed) for name, array in self._log_arrays.items()}
             self._rewire()
+
+    def _lay_out(self) -> None:
+        """Bring each user's entries of the log together, where some came since the last time."""
+        if self._laid_out == self._log_size:
+            return
+        cut = {name: array[: self._log_size] for name, array in self._log_arrays.items()}
+        previous = cut.pop("previous")
+        lay_out(self._users, list(cut.values()), previous, self.n_users)
+        self._laid_out = self._log_size
 
     @contextmanager
     def _seated(self, history: Iterable[str]) -> Iterator[int]:
@@ -215,7 +225,11 @@ class UserItemRows:
         return {name: array.copy() for name, array in self.state_views().items()}
 
     def state_views(self) -> dict[str, np.ndarray]:
-        """Return what `state_arrays` copies: the learner's own arrays, for who is done with them before it learns."""
+        """Return what `state_arrays` copies: the learner's own arrays, for who is done with them before it learns.
+
+        The log is in the order of the users, whenever it was brought into that before.
+        """
+        self._lay_out()
         cut = {name: array[: self.n_items] for name, array in self._item_arrays.items()}
         state = {f"item.{name}": array for name, array in self._packed(cut).items()}
         state |= {f"user.{name}": array[: self.n_users] for name, array in self._user_arrays.items()}
@@ -259,7 +273,7 @@ class UserItemRows:
         self._user_arrays = {name: arrays[f"user.{name}"].copy() for name in self._user_arrays}
         self._log_arrays = {name: arrays[f"log.{name}"].copy() for name in self._log_arrays}
         self._fixed_arrays = {name: arrays[f"fixed.{name}"].copy() for name in self._fixed_arrays}
-        self._log_size = len(self._log_arrays["item"])
+        self._log_size, self._laid_out = len(self._log_arrays["item"]), 0
         self._events = int(arrays["events"][0])
         self._rewire()
 

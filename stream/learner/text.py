@@ -12,17 +12,19 @@ from stream.learner.parts import Arrays, Event, Ground, Part, check_counts, chec
 
 _RIDGE = 1e-3
 ROWS = 16_384
-"""So many rows are turned into float64 at a time, and so many tell what axes texts lie along."""
+"""So many rows tell what axes texts lie along."""
+_AT_A_TIME = 1_024
+"""So many rows are turned into float64 at a time: memory that is used again, not fetched and let go of."""
 
 
 def blocks_of(rows: int) -> Iterator[slice]:
     """Give the rows block by block."""
-    return (slice(start, start + ROWS) for start in range(0, rows, ROWS))
+    return (slice(start, start + _AT_A_TIME) for start in range(0, rows, _AT_A_TIME))
 
 
 def fitted_on(vectors: np.ndarray) -> np.ndarray:
-    """Return the rows that axes are fitted to, float64: all, or of very many `ROWS`, from everywhere."""
-    return vectors[:: -(-len(vectors) // ROWS) or 1].astype(np.float64)
+    """Return the rows that axes are fitted to, a view: all, or of very many `ROWS`, from everywhere."""
+    return vectors[:: -(-len(vectors) // ROWS) or 1]
 
 
 def principal_rows(vectors: np.ndarray, dimensions: int) -> np.ndarray:
@@ -32,9 +34,11 @@ def principal_rows(vectors: np.ndarray, dimensions: int) -> np.ndarray:
     vectors give the same rows. Of more than `ROWS` vectors that many tell the axes.
     """
     sample = fitted_on(vectors)
-    mean = sample.mean(axis=0)
-    sample -= mean
-    _, axes = np.linalg.eigh(sample.T @ sample)
+    mean, spread = sample.mean(axis=0, dtype=np.float64), np.zeros((vectors.shape[1], vectors.shape[1]))
+    for block in blocks_of(len(sample)):
+        centred = sample[block] - mean
+        spread += centred.T @ centred
+    _, axes = np.linalg.eigh(spread)
     kept = axes[:, ::-1][:, :dimensions]
     kept = kept * np.sign(kept[np.argmax(np.abs(kept), axis=0), np.arange(kept.shape[1])])
     found = np.zeros((len(vectors), dimensions), dtype=np.float32)
@@ -47,7 +51,7 @@ def principal_rows(vectors: np.ndarray, dimensions: int) -> np.ndarray:
 
 def change_of(old: np.ndarray, new: np.ndarray) -> np.ndarray:
     """Return R, float64 [d, d], with ``new @ R`` closest to `old`: ridge regression over rows of both, `fitted_on`."""
-    told, wanted = fitted_on(new), fitted_on(old)
+    told, wanted = fitted_on(new).astype(np.float64), fitted_on(old).astype(np.float64)
     gram = told.T @ told + _RIDGE * max(1, len(told)) / told.shape[1] * np.eye(told.shape[1])
     change: np.ndarray = np.linalg.solve(gram, told.T @ wanted)
     return change
