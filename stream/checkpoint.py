@@ -66,6 +66,19 @@ def sequences(folder: Path) -> list[int]:
     return sorted(int(entry.name) for entry in folder.iterdir() if entry.name.isdigit() and entry.is_dir())
 
 
+@contextmanager
+def replacing_oldest(folder: Path, keep: int) -> Iterator[None]:
+    """Write one more artifact in the block; all but the newest `keep` are deleted, at least one of them never before.
+
+    The oldest goes first, so that the new one can have its place in memory and on the disk at once: pages that lie free
+    for seconds may be taken back by the host of a virtual machine, which stands still meanwhile.
+    """
+    if folder.is_dir():
+        keep_newest(folder, max(1, keep - 1))
+    yield
+    keep_newest(folder, keep)
+
+
 def keep_newest(folder: Path, keep: int) -> None:
     """Delete all artifacts but the newest `keep`, and what a crash left half-written or half-deleted."""
     for sequence in sequences(folder)[:-keep]:
@@ -98,7 +111,7 @@ class CheckpointFolder:
     def write(
         self, sequence: int, arrays: Mapping[str, np.ndarray], details: Mapping[str, Any], created_at: int
     ) -> int:
-        """Publish one checkpoint, then delete the oldest beyond `keep`; return the bytes of the state.
+        """Publish one checkpoint in the place of the oldest beyond `keep`; return the bytes of the state.
 
         The arrays are read and not copied, so they may be a learner's own while it rests.
         """
@@ -111,8 +124,8 @@ class CheckpointFolder:
             tensors={name: TensorSpec(array.shape, array.dtype.name) for name, array in arrays.items()},
             details={**details, "schema": SCHEMA},
         )
-        publish_folder(self.folder / sequence_name(sequence), {STATE_NAME: packed}, manifest)
-        keep_newest(self.folder, self._keep)
+        with replacing_oldest(self.folder, self._keep):
+            publish_folder(self.folder / sequence_name(sequence), {STATE_NAME: packed}, manifest)
         return sum(map(len, packed))
 
     def read(self, sequence: int) -> Checkpoint:

@@ -8,17 +8,17 @@ from pathlib import Path
 
 from common.snapshots import MFSnapshot, write_snapshot
 from common.store import write_atomic
-from stream.checkpoint import SNAPSHOTS, keep_newest, sequence_name
+from stream.checkpoint import SNAPSHOTS, replacing_oldest, sequence_name
 
 CURRENT = "current"
 
 
 def publish_snapshot(store: Path, snapshot: MFSnapshot, sequence: int, created_at: int, keep: int = 3) -> Path:
-    """Write the snapshot, point `current` at it, delete the oldest beyond `keep`; return its folder."""
+    """Write the snapshot in the place of the oldest beyond `keep`, point `current` at it; return its folder."""
     folder = store / SNAPSHOTS / sequence_name(sequence)
-    write_snapshot(folder, snapshot, created_at)
-    write_atomic(folder.parent / CURRENT, f"{folder.name}\n".encode())
-    keep_newest(folder.parent, keep)
+    with replacing_oldest(folder.parent, keep):
+        write_snapshot(folder, snapshot, created_at)
+        write_atomic(folder.parent / CURRENT, f"{folder.name}\n".encode())
     return folder
 
 

@@ -192,6 +192,7 @@ def _work(
     """Run one worker until it ends, watched where a port is given."""
     from anabranch.item_texts import NewestTexts
     from common.errors import InvalidSetting
+    from common.memory import keep_freed_memory
     from common.priority import give_way
     from stream.consumer import StreamWorker
     from stream.group_worker import GroupWorker
@@ -202,6 +203,7 @@ def _work(
         raise InvalidSetting("--member without --scale-out", expected="both: a lone worker is in no group")
     quieten_kafka()
     give_way(nice)
+    keep_freed_memory()  # each snapshot copies what is served
     store = settings.store
     texts = NewestTexts(store, out.note) if from_catalogue and isinstance(fresh, Blend) else lambda: None
     metrics = None if metrics_port is None else WorkerMetrics()

@@ -11,6 +11,7 @@ import pytest
 
 from common.errors import ArtifactCorrupt, CheckpointMismatch, StoreError
 from common.snapshots import read_snapshot
+from common.store import publish_folder
 from stream.checkpoint import STATE_NAME, Checkpoint, CheckpointStore, sequence_name, sequences
 from stream.snapshot import current_snapshot, publish_snapshot
 from tests.stream.topics import small_mf
@@ -42,6 +43,31 @@ def test_the_newest_comes_back_and_three_stay(tmp_path: Path) -> None:
     assert found.arrays["empty"].shape == (0, 3)
     assert sequences(store.folder) == [3, 4, 5]
     assert store.next_sequence() == 6
+
+
+@pytest.mark.parametrize("keep", [1, 2, 3])
+def test_the_oldest_makes_room_and_the_newest_stays_until_there_is_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: int
+) -> None:
+    store, during = CheckpointStore(tmp_path, keep), list[list[int]]()
+
+    def watched(*words: Any) -> None:
+        during.append(sequences(store.folder))
+        publish_folder(*words)
+
+    monkeypatch.setattr("stream.checkpoint.publish_folder", watched)
+    write(store, 1, 2, 3, 4)
+    assert during[0] == []
+    assert during[-1] == {1: [3], 2: [3], 3: [2, 3]}[keep]
+    assert sequences(store.folder) == [1, 2, 3, 4][-keep:]
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("stream.checkpoint.publish_folder", full)
+    with pytest.raises(OSError, match="No space"):
+        write(store, 5)
+    assert newest(store).sequence == 4
 
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "no state", "no manifest", "empty manifest"])
