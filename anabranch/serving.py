@@ -1,4 +1,8 @@
-"""The service put together: the store's models, who may ask, and the topic where there is a broker."""
+"""The service put together: the store's models, who may ask, and the topic where there is a broker.
+
+What a process needs is imported by what it does: the one that starts the others needs hardly anything, and those that
+read for them no web framework.
+"""
 
 import logging
 import threading
@@ -10,22 +14,20 @@ from typing import TYPE_CHECKING, Literal
 
 from common.errors import AnabranchError, NoModel
 from common.recent import RecentEvents
-from server.serving.app import DEFAULT_LIMITS, App, create_app
-from server.serving.bundle import Bundle, BundleSource, in_8_bits
-from server.serving.keys import KeyFile
-from server.serving.limits import Limits
-from server.serving.query import QueryTexts
-from server.serving.recommend import Question, recommend
-from server.serving.reload import ReloadingSource
-from server.serving.shared import MappedSource
-from server.serving.slate_log import SlateLog
+from server.serving.limits import DEFAULT_LIMITS, Limits
 
 if TYPE_CHECKING:
+    from server.serving.app import App
+    from server.serving.bundle import Bundle, BundleSource
+    from server.serving.query import QueryTexts
+    from server.serving.reload import ReloadingSource
+    from server.serving.shared import MappedSource
     from stream.source import Log
     from stream.tail import Tail
 
+    PolledSource = ReloadingSource | MappedSource
+
 log = logging.getLogger(__name__)
-PolledSource = ReloadingSource | MappedSource
 WAIT_S = 0.1
 """How often is looked for a first model."""
 
@@ -125,8 +127,8 @@ class Serving:
 
     @contextmanager
     def running(
-        self, queries: QueryTexts, shared: Shared | None = None, process: str | None = None
-    ) -> Iterator[tuple[App, PolledSource]]:
+        self, queries: "QueryTexts", shared: Shared | None = None, process: str | None = None
+    ) -> "Iterator[tuple[App, PolledSource]]":
         """Give the app and what it serves, while new versions and clicks are taken up.
 
         Parameters
@@ -136,6 +138,12 @@ class Serving:
         process
             Names this process where several answer.
         """
+        from server.serving.app import create_app
+        from server.serving.keys import KeyFile
+        from server.serving.reload import ReloadingSource
+        from server.serving.shared import MappedSource
+        from server.serving.slate_log import SlateLog
+
         keys = None if self.keys is None else KeyFile(self.keys)
         if keys is not None:
             keys.keys()  # a file that cannot be read shows now, not with the first request
@@ -165,7 +173,7 @@ class Serving:
             )
             yield app, source
 
-    def tail(self, source: BundleSource, shared: Shared) -> "Tail":
+    def tail(self, source: "BundleSource", shared: Shared) -> "Tail":
         """Return what reads the topic for all processes; there must be a broker, and a bundle.
 
         Raises
@@ -182,7 +190,7 @@ class Serving:
 
 
 @contextmanager
-def _clicks(broker: Broker, source: BundleSource, shared: Shared | None) -> Iterator[RecentEvents]:
+def _clicks(broker: Broker, source: "BundleSource", shared: Shared | None) -> Iterator[RecentEvents]:
     """Give what tells of the clicks since the snapshot."""
     if shared is not None:
         from stream.click_table import ClickReader
@@ -197,7 +205,7 @@ def _clicks(broker: Broker, source: BundleSource, shared: Shared | None) -> Iter
 
 
 @contextmanager
-def warming(queries: QueryTexts, source: BundleSource) -> Iterator[None]:
+def warming(queries: "QueryTexts", source: "BundleSource") -> Iterator[None]:
     """Load the text encoder in a thread, as soon as there is a model, and leave the block as it is left.
 
     Loading takes longer than all else of a start, and a question without a text need not wait for it. One with a text
@@ -233,8 +241,10 @@ class WarmUp:
     def __init__(self) -> None:
         self._warm: set[tuple[bool, bool]] = set()
 
-    def __call__(self, bundle: Bundle) -> None:
+    def __call__(self, bundle: "Bundle") -> None:
         """Answer a question, and one with a text, unless a bundle of this kind was asked before."""
+        from server.serving.recommend import Question, recommend
+
         stream = bundle.stream
         kind = stream is not None, stream is not None and stream.snapshot.blend is not None
         if not len(bundle.items) or kind in self._warm:
@@ -245,11 +255,13 @@ class WarmUp:
         self._warm.add(kind)
 
 
-def _kept_here() -> Callable[[Bundle], Bundle]:
+def _kept_here() -> "Callable[[Bundle], Bundle]":
     """Return what gives a bundle as one process serves it."""
+    from server.serving.bundle import in_8_bits
+
     warm = WarmUp()
 
-    def keep(bundle: Bundle) -> Bundle:
+    def keep(bundle: "Bundle") -> "Bundle":
         bundle = in_8_bits(bundle)
         warm(bundle)
         return bundle
@@ -257,7 +269,7 @@ def _kept_here() -> Callable[[Bundle], Bundle]:
     return keep
 
 
-def _offsets_of(source: BundleSource) -> Mapping[str, Mapping[str, int]]:
+def _offsets_of(source: "BundleSource") -> Mapping[str, Mapping[str, int]]:
     """Return how far the served snapshot has read; nothing before the first."""
     try:
         stream = source.bundle().stream

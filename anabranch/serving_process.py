@@ -25,8 +25,6 @@ from common.errors import AnabranchError, InvalidSetting
 from common.priority import give_way
 from server.serving.fair_accept import Tally
 from server.serving.processes import ParentLink, Processes
-from server.serving.reload import ReloadingSource
-from server.serving.shared import BundleFolder, MappedSource
 
 log = logging.getLogger(__name__)
 LOADER, TAIL, SERVER = "loader", "tail", "server-"
@@ -132,6 +130,9 @@ def _stopped(link: ParentLink) -> threading.Event:
 
 def _load(settings: ProcessSettings, link: ParentLink) -> None:
     """Read the store whenever it changes, and write out what is served."""
+    from server.serving.reload import ReloadingSource
+    from server.serving.shared import BundleFolder
+
     serving, stop = settings.serving, _stopped(link)
     keep = BundleFolder(settings.shared.bundle).write
     source = ReloadingSource(serving.store, serving.reload_every, keep=keep, mapped=True)
@@ -144,6 +145,8 @@ def _load(settings: ProcessSettings, link: ParentLink) -> None:
 
 def _tail(settings: ProcessSettings, link: ParentLink) -> None:
     """Read the topic, and write out what users do."""
+    from server.serving.shared import MappedSource
+
     stop, source = _stopped(link), MappedSource(settings.shared.bundle, settings.serving.store)
     _quieten_kafka()
     with source.polling():

@@ -52,7 +52,7 @@ from _serve_shop import (
 )
 
 from server.registry import Registry
-from server.serving.run import bind, url_of
+from server.serving.listening import bind, url_of
 
 TEXTS_A_SECOND, CLICKS_SEEN = 5.0, 60
 RATES = {1_700: 100.0, 10_000: 100.0, 100_000: 40.0}
@@ -255,19 +255,19 @@ def soak(seconds: float) -> dict[str, object]:
         asked, found = questions(shop, Path(folder)), []
         with serving(shop) as service, learning(shop):
             load(service.ask, asked, 20.0, RATES[items] / 2)
-            before, own_before = service.megabytes(), service.own_megabytes()
-            end, marks = time.monotonic() + seconds, [before]
+            marks, own = [service.megabytes()], [service.own_megabytes()]
+            end = time.monotonic() + seconds
             while time.monotonic() < end:
                 found.append(load(service.ask, asked, min(60.0, seconds), RATES[items] / 2))
                 marks.append(service.megabytes())
+                own.append(service.own_megabytes())
                 print(json.dumps({**found[-1].row(), "megabytes": marks[-1]}), flush=True)
-            own_after = service.own_megabytes()
     total = [round(sum(mark.values()), 1) for mark in marks]
     return {
         "broker": kind, "items": items, "rate": RATES[items] / 2, "asked": sum(each.asked for each in found),
         "failed": sum(each.failed for each in found), "p99_ms_by_minute": [round(each.p99, 2) for each in found],
-        "megabytes_before": before, "megabytes_after": marks[-1], "own_megabytes_before": own_before,
-        "own_megabytes_after": own_after, "megabytes_by_minute": total,
+        "megabytes_before": marks[0], "megabytes_after": marks[-1], "megabytes_by_minute": total,
+        "own_megabytes_by_minute": {role: [mark[role] for mark in own] for role in own[0]},
     }  # fmt: skip
 
 

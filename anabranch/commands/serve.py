@@ -76,7 +76,7 @@ def serve(
       curl -s localhost:8000/v1/recommendations -H 'content-type: application/json' -d '{"query": "space adventure"}'
     """
     from server.serving.limits import Limits
-    from server.serving.run import bind, checked_host, url_of
+    from server.serving.listening import bind, checked_host, url_of
 
     out = Output(as_json=as_json)
     limits = Limits(timeout_s=timeout, rate=rate, burst=burst)

@@ -20,7 +20,7 @@ from server.serving.bundle import Bundle, BundleSource
 from server.serving.console import add_console
 from server.serving.events import EventSink, NoBroker, event_of
 from server.serving.keys import KeyFile
-from server.serving.limits import Limits, TokenBuckets
+from server.serving.limits import DEFAULT_LIMITS, Limits, TokenBuckets
 from server.serving.metrics import CONTENT_TYPE, Measured, ServiceMetrics
 from server.serving.problems import Problem, problem_responses
 from server.serving.query import QueryTexts
@@ -41,7 +41,6 @@ from server.serving.slate_log import SlateLog
 
 QUICK_ITEMS = 200_000
 """Up to so many items a plain question is answered where it came in, and nothing else meanwhile."""
-DEFAULT_LIMITS = Limits()
 App = FastAPI
 """What `create_app` gives, by a name that needs no web framework."""
 Answer = Callable[[Question], Awaitable[Response]]

@@ -50,6 +50,9 @@ class Limits:
             raise InvalidSetting(f"rate {self.rate}", expected="requests a second, or 0 for no limit")
 
 
+DEFAULT_LIMITS = Limits()
+
+
 class TokenBuckets:
     """One bucket a caller: it holds `burst` tokens, gets `rate` a second, and each request takes one.
 

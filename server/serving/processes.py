@@ -18,7 +18,7 @@ from multiprocessing.connection import Connection, wait
 from types import FrameType
 
 from common.errors import ServiceError
-from server.serving.run import GRACE_SECONDS
+from server.serving.listening import GRACE_SECONDS
 
 log = logging.getLogger(__name__)
 READY = b"ready"

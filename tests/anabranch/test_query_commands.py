@@ -28,7 +28,7 @@ from common.errors import (
 )
 from server.registry import Registry
 from server.serving.bundle import VECTORS_FILE
-from server.serving.run import bind, checked_host
+from server.serving.listening import bind, checked_host
 from tests.server.serving.conftest import board_store
 from tests.server.serving.stores import publish
 

@@ -83,3 +83,27 @@ def test_the_stream_side_loads_no_torch() -> None:
         [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("what", "modules", "without"),
+    [
+        (
+            "starts the others",
+            "anabranch.commands.serve, anabranch.serving, anabranch.serving_process",
+            {"numpy", "numba", "fastapi", "uvicorn", "kafka"},
+        ),
+        ("reads the store", "server.serving.reload, server.serving.shared", {"fastapi", "uvicorn", "kafka", "torch"}),
+        (
+            "reads the topic",
+            "stream.tail, stream.click_table, stream.connect",
+            {"fastapi", "uvicorn", "numba", "torch"},
+        ),
+    ],
+)
+def test_a_process_of_a_service_loads_what_it_needs(what: str, modules: str, without: set[str]) -> None:
+    script = f"import sys, {modules}\nsys.exit(' '.join(sorted({without!r} & set(sys.modules))) or 0)\n"
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, f"the one that {what} loads {done.stderr}"

@@ -8,8 +8,9 @@ import httpx
 import pytest
 
 from server.registry import Registry
-from server.serving.app import DEFAULT_LIMITS, create_app
+from server.serving.app import create_app
 from server.serving.bundle import load_bundle
+from server.serving.limits import DEFAULT_LIMITS
 from server.serving.query import QueryTexts
 from server.serving.reload import FixedSource, ReloadingSource
 from server.serving.run import serve_in_thread

@@ -13,7 +13,7 @@ import pytest
 
 from server.serving import fair_accept
 from server.serving.fair_accept import FairAcceptor, Tally
-from server.serving.run import bind
+from server.serving.listening import bind
 
 
 class _Greeter(asyncio.Protocol):
