@@ -8,13 +8,13 @@ event says: `common.settings`.
 import logging
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from common.errors import MalformedEvent, OffsetLost, StreamError
 from common.events import decode_event
 from common.settings import feedback_of, was_tried
+from stream.recent_ids import RecentIds
 from stream.recent_notes import Note, Notes
 from stream.source import Log, Record, Source, TopicInfo
 
@@ -59,7 +59,7 @@ class Tail:
     ) -> None:
         self._log, self._topic, self._served, self._notes = log, topic, served, notes
         self._most_ids, self._monotonic = ids, monotonic
-        self._ids: OrderedDict[str, None] = OrderedDict()
+        self._ids = RecentIds(ids)
         self._at: dict[int, int] = {}
         self._info: TopicInfo | None = None
         self._snapshot: Offsets = {}
@@ -79,11 +79,8 @@ class Tail:
         tried = was_tried(event)
         if not feedback.sign and not tried:
             return
-        if event.event_id in self._ids:
+        if not self._ids.add(event.event_id):
             return
-        self._ids[event.event_id] = None
-        if len(self._ids) > self._most_ids:
-            self._ids.popitem(last=False)
         self._notes.add(event.user_id, Note(str(record.partition), record.offset, event.item_id, feedback.sign, tried))
 
     @contextmanager
@@ -156,7 +153,7 @@ class Tail:
         if self._info is not None and info.identity != self._info.identity:
             log.warning("topic %s was made anew: it is read from its beginning", self._topic)
             self._notes.clear()
-            self._ids.clear()
+            self._ids = RecentIds(self._most_ids)
             self._at = dict.fromkeys(info.partitions, 0)
         read = self._served().get(self._topic, {})
         source.assign({part: self._at.get(part, read.get(str(part))) for part in info.partitions})

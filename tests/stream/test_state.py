@@ -11,7 +11,8 @@ from common.errors import CheckpointMismatch, InvalidSetting
 from common.events import Interaction, decode_event, encode_event
 from stream.learner.blend import Blend
 from stream.learner.mf import MF
-from stream.state import RecentIds, StreamState
+from stream.recent_ids import RecentIds
+from stream.state import StreamState
 from tests.stream.topics import MALFORMED, records_with_faults, small_learner, small_mf, some_events
 
 
