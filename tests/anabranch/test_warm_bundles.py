@@ -64,7 +64,7 @@ def test_a_warm_bundle_has_compiled_all_that_its_answers_need(
 
 def test_the_next_bundle_of_a_kind_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Bundle] = []
-    monkeypatch.setattr("anabranch.serving.recommend", lambda bundle, *_: asked.append(bundle))
+    monkeypatch.setattr("server.serving.recommend.recommend", lambda bundle, *_: asked.append(bundle))
     warm, first, second = WarmUp(), a_bundle(1), a_bundle(2)
     assert first.stream is not None
     plain = Stream(first.stream.manifest, replace(first.stream.snapshot, blend=None))

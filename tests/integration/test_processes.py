@@ -112,6 +112,10 @@ def counted(client: httpx.Client, line: str) -> float:
     return float(found[1]) if found else 0.0
 
 
+def counts(client: httpx.Client, line: str, number: float) -> bool:
+    return counted(client, line) >= number
+
+
 def test_processes_take_up_versions_share_memory_and_add_up_their_figures(tmp_path: Path) -> None:
     root = tmp_path / "store"
     with running(root) as service:
@@ -126,6 +130,8 @@ def test_processes_take_up_versions_share_memory_and_add_up_their_figures(tmp_pa
                     slate = client.post(ASK, json={"user_id": "u0", "k": 2}).json()
                     assert [item["item_id"] for item in slate["items"]] == ["18", "16"], number
             line = 'anabranch_serve_slates_total{known_user="true"}'
+            for client in clients.values():  # one counts after it has answered, so the other may ask too soon
+                until(counts, client, line, 8.0)
             assert [counted(client, line) for client in clients.values()] == [8.0, 8.0]
             publish(registry, "v000002", seed=2)
             for client in clients.values():
