@@ -25,6 +25,8 @@ POLL_S = 0.2
 LOOK_AGAIN_S = 10.0
 """A topic is looked up so often, for partitions that were added and for a topic that was made anew."""
 PAUSE_S = 1.0
+GATHER_S = 0.01
+"""Once all is read, so long is left to what comes next: each look costs the broker and this thread a turn on a core."""
 
 
 class Tail:
@@ -141,7 +143,10 @@ class Tail:
             for record in records:
                 self.take(record)
             self._at, ends = source.positions(), source.ends()
-            self._tell(sum(max(0, end - self._at.get(part, end)) for part, end in ends.items()))
+            lag = sum(max(0, end - self._at.get(part, end)) for part, end in ends.items())
+            self._tell(lag)
+            if records and not lag:
+                stop.wait(GATHER_S)
 
     def _look(self, source: Source, assigned: bool) -> bool:
         """Look the topic up, and read what it has now; return whether there is one."""
