@@ -9,6 +9,8 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -18,19 +20,24 @@ from common.encoder.spec import EncoderSpec
 from common.events import Interaction
 from common.items import Catalogue, Item
 from common.manifests import Manifest, decode_manifest
+from common.priority import SPARE_TIME
 from common.store import MANIFEST_NAME, pack_arrays
 from server.registry import Registry, StoreInfo
 from server.serving.beside import rows_file
 from server.serving.bundle import ADAPTER_FILE, VECTORS_FILE, VECTORS_TENSOR, snapshot_name, snapshots_folder
-from stream.connect import open_log
+from stream.connect import Client, open_log
 from stream.producer import produce
 
 PROCESSES, FACTORS, USERS, FIRST_CLICKS = 2, 64, 2_000, 20_000
 EVENTS_A_SECOND, SWAP_EVERY_S, VERSIONS = 2_000, 2.0, 6
-CHECKPOINT_EVENTS, LEARNER_NICE, CAUGHT_UP_WITHIN_S = 10_000, 15, 60.0
+DRAWN = 500
+"""Clicks are drawn so many at a time."""
+CHECKPOINT_EVENTS, CAUGHT_UP_WITHIN_S = 10_000, 60.0
 WORDS = (
     "night sea love war city space train garden ghost king dark summer music island river star snow road life".split()
 )
+SENDER: Client = "librdkafka" if find_spec("confluent_kafka") else "kafka-python"
+"""Sends the clicks: it stands for users who are elsewhere, so the less of this machine it takes the better."""
 TICK = os.sysconf("SC_CLK_TCK")
 
 
@@ -106,17 +113,21 @@ def a_store(root: Path, items: int) -> Registry:
     return registry
 
 
-def click(number: int, items: int, rng: np.random.Generator) -> Interaction:
-    """Return a click; few items have many."""
-    user, item = int(rng.integers(USERS)), int(items * rng.beta(0.6, 4.0))
-    return Interaction(f"event-{number}", f"user {user}", f"item {item}", "click", ts=1_700_000_000_000 + number)
+def clicks_from(number: int, items: int, rng: np.random.Generator) -> Iterator[Interaction]:
+    """Give clicks without end, the first of this number; few items have many."""
+    while True:
+        users, liked = rng.integers(USERS, size=DRAWN), (items * rng.beta(0.6, 4.0, size=DRAWN)).astype(int)
+        for user, item in zip(users.tolist(), liked.tolist(), strict=True):
+            ts = 1_700_000_000_000 + number
+            yield Interaction(f"event-{number}", f"user {user}", f"item {item}", "click", ts=ts)
+            number += 1
 
 
 def a_shop(root: Path, items: int, servers: str) -> Shop:
     """Make the store, send the first clicks, and let the learner learn them."""
-    topic, rng = f"clicks-{items}", np.random.default_rng(0)
+    topic = f"clicks-{items}"
     a_store(root, items)
-    first = [click(number, items, rng) for number in range(FIRST_CLICKS)]
+    first = list(islice(clicks_from(0, items, np.random.default_rng(0)), FIRST_CLICKS))
     produce(first, log=open_log(servers), topic=topic)
     subprocess.run(
         [*_learn(root, servers, topic), "--until-events", str(FIRST_CLICKS)], check=True, capture_output=True
@@ -131,7 +142,7 @@ def anabranch(*words: str) -> list[str]:
 
 def _learn(root: Path, servers: str, topic: str) -> list[str]:
     where = ["--store", str(root), "--bootstrap-servers", servers, "--topic", topic]
-    how = ["--evaluate-every", "0", "--checkpoint-every", f"{CHECKPOINT_EVENTS}", "--nice", f"{LEARNER_NICE}"]
+    how = ["--evaluate-every", "0", "--checkpoint-every", f"{CHECKPOINT_EVENTS}", "--nice", f"{SPARE_TIME}"]
     return anabranch("stream", "learn", *where, *how, "--json")
 
 
@@ -171,16 +182,20 @@ def learning(shop: Shop) -> Iterator[dict[str, float]]:
     begun = time.monotonic()
 
     def clicks() -> Iterator[Interaction]:
-        rng, number = np.random.default_rng(1), 0
-        while not over.is_set():
-            yield click(FIRST_CLICKS + number, shop.items, rng)
+        number = 0
+        for each in clicks_from(FIRST_CLICKS, shop.items, np.random.default_rng(1)):
+            if over.is_set():
+                return
+            yield each
             number += 1
             told["sent"] = number
             ahead = number / EVENTS_A_SECOND - (time.monotonic() - begun)
-            if ahead > 0.02:
+            if ahead > 0.005:
                 time.sleep(ahead)
 
-    sender = threading.Thread(target=lambda: produce(clicks(), log=open_log(shop.servers), topic=shop.topic))
+    sender = threading.Thread(
+        target=lambda: produce(clicks(), log=open_log(shop.servers, client=SENDER), topic=shop.topic)
+    )
     read_before = _learned(shop)
     # in a session of its own, as services have: the machine's time is shared by sessions
     worker = subprocess.Popen(

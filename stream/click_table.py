@@ -18,7 +18,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
-from typing import NamedTuple
 
 from common.recent import NOTHING, Recent
 from stream.recent_notes import Note, recent_of
@@ -38,15 +37,8 @@ _ENTRY = struct.Struct("<16sqqiibb6xq8x")
 """User's hash, event before in its bucket, offset, partition, item row, sign, whether tried, and its own number."""
 
 
-class _Entry(NamedTuple):
-    who: bytes
-    before: int
-    offset: int
-    partition: int
-    item: int
-    sign: int
-    tried: int
-    number: int
+_Entry = tuple[bytes, int, int, int, int, int, int, int]
+"""What `_ENTRY` says, in its order: a tuple, for a list of many is on the way of an answer."""
 
 
 class _Mapped:
@@ -71,23 +63,24 @@ class _Mapped:
         who = _hash_of(user_id)
         found: list[_Entry] = []
         behind = 0
-        number = self.heads[self.bucket(who)]
+        gone, number = self._gone(), self.heads[self.bucket(who)]
         for _ in range(MOST_STEPS):
-            if number <= self._gone() or len(found) == MOST_NOTES:
+            if number <= gone or len(found) == MOST_NOTES:
                 break
-            entry = _Entry._make(_ENTRY.unpack_from(self.mapped, self.place(number)))
-            if entry.number != number:
+            entry: _Entry = _ENTRY.unpack_from(self.mapped, self.place(number))
+            owner, before, offset, partition, *_, written = entry
+            if written != number:
                 break  # written over while we looked
-            if entry.who == who and entry.offset >= read.get(entry.partition, 0):
+            if owner == who and offset >= read.get(partition, 0):
                 found.append(entry)
-            elif entry.who == who:
+            elif owner == who:
                 # a user's events are in one partition, in their order; others are there only if partitions were added
                 behind += 1
                 if behind == MOST_BEHIND:
                     break
-            number = entry.before
+            number = before
         gone = self._gone()
-        return [entry for entry in reversed(found) if entry.number > gone]
+        return [entry for entry in reversed(found) if entry[-1] > gone]
 
     def _gone(self) -> int:
         """Return the newest event that may have been written over, or was forgotten."""
@@ -187,10 +180,8 @@ class ClickReader:
             return NOTHING
         ids = self._ids()
         notes = (
-            Note(
-                str(each.partition), each.offset, ids[each.item] if each.item >= 0 else "", each.sign, bool(each.tried)
-            )
-            for each in entries
+            Note(str(partition), offset, ids[item] if item >= 0 else "", sign, bool(tried))
+            for _, _, offset, partition, item, sign, tried, _ in entries
         )
         return recent_of(notes, read)
 

@@ -100,7 +100,8 @@ MetricsOption = Annotated[
     int | None, typer.Option("--metrics-port", min=0, max=65_535, help="Answer Prometheus at this port of loopback.")
 ]
 NiceOption = Annotated[
-    int, typer.Option(min=0, max=19, help="Give way to other programs, such as the service on the same machine.")
+    int,
+    typer.Option(min=0, max=20, help="Give way to others, such as the service; 20: take only what they leave."),
 ]
 LONE_EVENTS, SHARED_EVENTS = 5000, 1000
 """Events between two checkpoints. Workers hear of each other at these, so several of them make more."""

@@ -6,6 +6,7 @@ bytes, one after another, and their hashes in order, which processes share throu
 
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from hashlib import blake2b
 from itertools import accumulate
 from typing import overload
@@ -15,6 +16,8 @@ import numpy as np
 from common.items import Catalogue
 
 _HASH_BYTES = 8
+_REMEMBERED = 4_096
+"""Rows of so many ids are at hand: a few items are most of what users did, and a user's list names some twice."""
 
 
 class TextTable(Sequence[str]):
@@ -48,9 +51,10 @@ class TextTable(Sequence[str]):
     def __getitem__(self, row: int | slice) -> str | Sequence[str]:
         if isinstance(row, slice):
             return [self[each] for each in range(*row.indices(len(self)))]
-        if not -len(self) <= row < len(self):
+        count = len(self._starts) - 1
+        if not -count <= row < count:
             raise IndexError(row)
-        return self._bytes(row % len(self)).decode("utf-8", errors="surrogatepass")
+        return self._bytes(row % count).decode("utf-8", errors="surrogatepass")
 
     def at(self, rows: Iterable[int]) -> list[str]:
         """Return the texts of some rows, none of which may be below 0."""
@@ -131,6 +135,7 @@ class ItemTable:
         self, ids: IdTable, titles: TextTable, categories: IdTable, starts: np.ndarray, rows: np.ndarray
     ) -> None:
         self.ids, self.titles, self.categories, self.starts, self.rows = ids, titles, categories, starts, rows
+        self._row_of = lru_cache(_REMEMBERED)(ids.find)
 
     @classmethod
     def of(cls, catalogue: Catalogue) -> "ItemTable":
@@ -153,7 +158,7 @@ class ItemTable:
 
     def index(self, item_id: str) -> int | None:
         """Return the item's row, or None for an unknown id."""
-        return self.ids.find(item_id)
+        return self._row_of(item_id)
 
     def within(self, category: str) -> np.ndarray | None:
         """Return the rows of a category's items, int32, or None where there is no such category."""

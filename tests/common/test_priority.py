@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from common.priority import give_way
+
 AUTOGROUP = Path("/proc/self/autogroup")
 TELL = """
 import os
@@ -30,6 +32,29 @@ def told(*, own_session: bool) -> list[str]:
 def test_a_process_gives_way() -> None:
     before = os.getpriority(os.PRIO_PROCESS, 0)
     assert told(own_session=False)[0] == told(own_session=True)[0] == str(min(19, before + 7))
+
+
+@pytest.mark.skipif(not hasattr(os, "SCHED_IDLE"), reason="no such policy here")
+def test_spare_time_is_what_nobody_wants_in_all_threads() -> None:
+    tell = """
+import os, threading
+from common.priority import give_way
+give_way(20)
+thread = threading.Thread(target=lambda: print(os.sched_getscheduler(threading.get_native_id()) == os.SCHED_IDLE))
+thread.start(); thread.join()
+print(os.sched_getscheduler(0) == os.SCHED_IDLE)
+"""
+    run = subprocess.run([sys.executable, "-c", tell], capture_output=True, text=True, check=True)
+    assert run.stdout.split() == ["True", "True"]
+
+
+def test_where_there_is_no_such_policy_a_process_is_lowered_as_far_as_it_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.delattr(os, "SCHED_IDLE", raising=False)
+    monkeypatch.setattr(os, "nice", asked.append)
+    monkeypatch.setattr(os, "getsid", lambda _: -1)
+    give_way(20)
+    assert asked == [19]
 
 
 @pytest.mark.skipif(
