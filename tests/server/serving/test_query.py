@@ -70,13 +70,18 @@ def asked_at_once(queries: QueryTexts, encoder: HeldEncoder, model: Model, texts
         return [each.result() for each in (first, *rest)]
 
 
+def assert_same_text(found: object, expected: object) -> None:
+    """Fail where vectors of unit length differ by more than the order of sums: a batch has another one on some cores."""
+    np.testing.assert_allclose(np.asarray(found), np.asarray(expected), rtol=0.0, atol=1e-6)
+
+
 def test_what_waits_is_encoded_in_one_pass_and_answers_are_those_of_one_by_one(model: Model) -> None:
     encoder = HeldEncoder()
     queries = QueryTexts(lambda name: encoder)
     found = asked_at_once(queries, encoder, model, TEXTS)
     assert [len(batch) for batch in encoder.batches] == [1, len(TEXTS) - 1]
     for text, vector in zip(TEXTS, found, strict=True):
-        np.testing.assert_array_equal(np.asarray(vector), alone(model, text))
+        assert_same_text(vector, alone(model, text))
     assert not queries._waiting
 
 
@@ -86,7 +91,7 @@ def test_the_same_text_is_encoded_once_in_a_pass_and_never_again(model: Model) -
     asked_at_once(queries, encoder, model, ["a", *["b"] * 5, "c"])
     assert [sorted(batch) for batch in encoder.batches] == [["a"], ["b", "c"]]
     for text in "abc":
-        np.testing.assert_array_equal(queries.vector(model, text), alone(model, text))
+        assert_same_text(queries.vector(model, text), alone(model, text))
     assert len(encoder.batches) == 2
 
 
@@ -101,9 +106,9 @@ def test_an_error_reaches_everybody_of_its_pass_and_nobody_else(model: Model) ->
     encoder = HeldEncoder()
     queries = QueryTexts(lambda name: encoder)
     first, *rest = asked_at_once(queries, encoder, model, ["good", "bad", "other"])
-    np.testing.assert_array_equal(np.asarray(first), alone(model, "good"))
+    assert_same_text(first, alone(model, "good"))
     assert all("bad text" in str(each) for each in rest)
-    np.testing.assert_array_equal(queries.vector(model, "other"), alone(model, "other"))
+    assert_same_text(queries.vector(model, "other"), alone(model, "other"))
 
 
 def test_texts_of_two_versions_are_never_encoded_together(store: Registry, model: Model) -> None:
@@ -120,10 +125,10 @@ def test_texts_of_two_versions_are_never_encoded_together(store: Registry, model
         first.result()
     assert sorted(sorted(batch) for batch in encoder.batches) == [["a", "b", "c"], ["a", "b", "c"], ["first"]]
     for each, text, found in asked:
-        np.testing.assert_array_equal(found.result(), alone(each, text))
+        assert_same_text(found.result(), alone(each, text))
     # what was kept for one version is not given for the other
     for each in (other, model, other):
-        np.testing.assert_array_equal(queries.vector(each, "a"), alone(each, "a"))
+        assert_same_text(queries.vector(each, "a"), alone(each, "a"))
 
 
 def test_memory_is_bounded(model: Model) -> None:
