@@ -71,7 +71,7 @@ def asked_at_once(queries: QueryTexts, encoder: HeldEncoder, model: Model, texts
 
 
 def assert_same_text(found: object, expected: object) -> None:
-    """Fail where vectors of unit length differ by more than the order of sums: a batch has another one on some cores."""
+    """Fail where unit vectors differ by more than the order of sums: a batch has another one on some cores."""
     np.testing.assert_allclose(np.asarray(found), np.asarray(expected), rtol=0.0, atol=1e-6)
 
 
