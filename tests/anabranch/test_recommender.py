@@ -89,7 +89,7 @@ def test_http_and_python_agree_on_every_kind_of_question(tmp_path: Path) -> None
     plain = Recommender.load(registry.root)
     recommender = Recommender(plain.bundle, QueryTexts(lambda name: WordEncoder()), new_id=lambda: "r1")
     app = create_app(FixedSource(registry, plain.bundle), QueryTexts(lambda name: WordEncoder()), new_id=lambda: "r1")
-    with serve_in_thread(app) as running, httpx.Client(base_url=running.url) as client:
+    with serve_in_thread(app) as running, httpx.Client(base_url=running.url, timeout=60.0) as client:
         for user in (None, "u0", "nobody"):
             for history in ((), ("1", "ghost")):
                 for query in (None, "yellow submarine"):

@@ -336,7 +336,7 @@ def test_from_the_topic_to_the_answer_over_http(tmp_path: Path) -> None:
     learner = worker.state.learner
     source = ReloadingSource(stores[1].root)
     app = create_app(source, QueryTexts(lambda name: WordEncoder()))
-    with source.polling(), serve_in_thread(app) as service, httpx.Client(base_url=service.url) as client:
+    with source.polling(), serve_in_thread(app) as service, httpx.Client(base_url=service.url, timeout=60.0) as client:
         for user in (*learner.user_ids, "nobody"):
             body = {"user_id": user, "k": 10, "explain": True}
             answer = client.post("/v1/recommendations", json=body).json()

@@ -213,7 +213,10 @@ def test_paths_and_methods_that_are_not_there(client: httpx.Client) -> None:
 def test_before_the_first_model_everything_but_health_is_503(store: Registry, queries: QueryTexts) -> None:
     empty = new_store(store.root / "empty")
     source = ReloadingSource(empty.root)
-    with serve_in_thread(create_app(source, queries)) as running, httpx.Client(base_url=running.url) as client:
+    with (
+        serve_in_thread(create_app(source, queries)) as running,
+        httpx.Client(base_url=running.url, timeout=60.0) as client,
+    ):
         assert not source.refresh()
         assert client.get("/healthz").status_code == 200
         for path in ("/readyz", "/v1/model", "/v1/users/u/recommendations", "/v1/items/1/similar"):
@@ -229,7 +232,7 @@ def test_before_the_first_model_everything_but_health_is_503(store: Registry, qu
 
 def test_another_base_encoder_is_refused_for_queries_only(store: Registry) -> None:
     app = create_app(FixedSource(store, load_bundle(store)), QueryTexts(lambda name: WordEncoder("6" * 64)))
-    with serve_in_thread(app) as running, httpx.Client(base_url=running.url) as client:
+    with serve_in_thread(app) as running, httpx.Client(base_url=running.url, timeout=60.0) as client:
         assert client.post(ASK, json={"user_id": "u0"}).status_code == 200
         problem = check_problem(client.post(ASK, json={"query": "black"}), 503, "unavailable")
         assert "6" * 64 in problem["detail"]
@@ -241,7 +244,7 @@ def test_a_surprise_is_a_problem_too(store: Registry) -> None:
         raise ZeroDivisionError("unforeseen")
 
     app = create_app(FixedSource(store, load_bundle(store)), QueryTexts(broken))
-    with serve_in_thread(app) as running, httpx.Client(base_url=running.url) as client:
+    with serve_in_thread(app) as running, httpx.Client(base_url=running.url, timeout=60.0) as client:
         problem = check_problem(client.post(ASK, json={"query": "black"}), 500, "internal")
         assert "unforeseen" not in json.dumps(problem)
 

@@ -46,7 +46,7 @@ def test_with_keys_the_page_is_open_and_what_it_asks_is_not(store: Registry, tmp
     keys = KeyFile(tmp_path / "keys.json")
     keys.new("someone", ["read"])
     app = create_app(FixedSource(store, load_bundle(store)), QueryTexts(lambda name: WordEncoder()), keys=keys)
-    with serve_in_thread(app) as running, httpx.Client(base_url=running.url) as client:
+    with serve_in_thread(app) as running, httpx.Client(base_url=running.url, timeout=60.0) as client:
         assert client.get("/").status_code == 200
         assert client.get("/v1/model").status_code == 401
         assert client.post("/").status_code == 405

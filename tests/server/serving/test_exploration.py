@@ -152,7 +152,7 @@ def test_a_question_or_the_service_asks_to_explore(store: Registry) -> None:
         FixedSource(store, load_bundle(store)), QueryTexts(lambda name: WordEncoder()), new_id=lambda: "r1", explore=0.5
     )
     ask = "/v1/recommendations"
-    with serve_in_thread(app) as running, httpx.Client(base_url=running.url) as client:
+    with serve_in_thread(app) as running, httpx.Client(base_url=running.url, timeout=60.0) as client:
         set_so = client.post(ask, json={"k": 3}).json()
         assert set_so["policy"] == "epsilon-greedy"
         assert client.post(ask, json={"k": 3}).json() == set_so  # the id decides

@@ -135,7 +135,7 @@ def test_slates_are_logged_for_their_owner_alone(store: Registry, tmp_path: Path
         new_id=lambda: "r1",
         slates=slates,
     )
-    with serve_in_thread(app) as running, httpx.Client(base_url=running.url) as client:
+    with serve_in_thread(app) as running, httpx.Client(base_url=running.url, timeout=60.0) as client:
         answer = client.post(ASK, json={"user_id": "u0", "k": 2, "query": "my secret wish", "explain": True}).json()
         client.get("/v1/users/u1/recommendations")
         path = tmp_path / "slates" / "slates-1970-01-02.jsonl"
