@@ -18,6 +18,8 @@ PACKAGES := anabranch client common server stream
 export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 TEST_ENV := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
+# a file's tests stay together: what they share is made once
+TEST_JOBS := -n 2 --dist loadfile
 
 help:  ## Show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' Makefile
@@ -47,7 +49,7 @@ dependencies: $(VENV)/.installed-dev
 	$(BIN)/deptry .
 
 test-fast: $(VENV)/.installed-dev  ## The tests alone, with the examples in the docstrings
-	$(TEST_ENV) $(BIN)/python -m pytest --doctest-modules -m "not slow" tests $(PACKAGES)
+	$(TEST_ENV) $(BIN)/python -m pytest $(TEST_JOBS) --doctest-modules -m "not slow" tests $(PACKAGES)
 
 test-faults: $(VENV)/.installed-dev  ## Kill workers, producers and brokers while events flow (Apache Kafka where it is found)
 	$(TEST_ENV) $(BIN)/python -m pytest tests/integration/faults tests/stream/test_lost.py tests/stream/test_journal.py
