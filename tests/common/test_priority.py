@@ -34,7 +34,7 @@ def test_a_process_gives_way() -> None:
     assert told(own_session=False)[0] == told(own_session=True)[0] == str(min(19, before + 7))
 
 
-@pytest.mark.skipif(not hasattr(os, "SCHED_IDLE"), reason="SCHED_IDLE is of Linux alone; the next test is of the others")
+@pytest.mark.skipif(not hasattr(os, "SCHED_IDLE"), reason="Linux alone has SCHED_IDLE; the next test is for others")
 def test_spare_time_is_what_nobody_wants_in_all_threads() -> None:
     tell = """
 import os, threading
