@@ -62,7 +62,9 @@ class Recommender:
         self._queries, self._new_id = queries, new_id
 
     @classmethod
-    def load(cls, store: Path | str, *, version: str = CURRENT, device: str = "auto") -> "Recommender":
+    def load(
+        cls, store: Path | str, *, version: str = CURRENT, device: str = "auto", stream_store: Path | None = None
+    ) -> "Recommender":
         """Read a store.
 
         Parameters
@@ -73,6 +75,9 @@ class Recommender:
             A model version, or a pointer name.
         device
             Where query texts are encoded; used at the first query.
+        stream_store
+            Folder of another store whose newest snapshot of the stream answers too, as for models at an address; None
+            takes the store's own.
 
         Raises
         ------
@@ -82,8 +87,10 @@ class Recommender:
             When there is no such version.
         ArtifactCorrupt
             When a file is not what its manifest says.
+        StoreError
+            When there is no stream store.
         """
-        return cls(load_bundle(Registry.open(store), version), lazy_queries(device))
+        return cls(load_bundle(Registry.open(store), version, stream_store), lazy_queries(device))
 
     @property
     def version(self) -> str:

@@ -114,6 +114,8 @@ class Serving:
         Where clicks are read and sent; None answers from snapshots alone, and refuses events.
     explore
         How often a slot is given to any of the items in question, 0 to 1.
+    stream_store
+        Folder of another store whose snapshots of the stream are served; None takes the models' own.
     """
 
     store: str
@@ -124,6 +126,7 @@ class Serving:
     slate_log: Path | None = None
     broker: Broker | None = None
     explore: float = 0.0
+    stream_store: Path | None = None
 
     @contextmanager
     def running(
@@ -147,8 +150,10 @@ class Serving:
         keys = None if self.keys is None else KeyFile(self.keys)
         if keys is not None:
             keys.keys()  # a file that cannot be read shows now, not with the first request
-        source: PolledSource = ReloadingSource(self.store, self.reload_every, keep=_kept_here())
-        if shared is not None:
+        source: PolledSource
+        if shared is None:
+            source = ReloadingSource(self.store, self.reload_every, keep=_kept_here(), stream_store=self.stream_store)
+        else:
             source = MappedSource(shared.bundle, self.store, warm=WarmUp())
         with ExitStack() as stack:
             stack.enter_context(source.polling())

@@ -135,7 +135,9 @@ def _load(settings: ProcessSettings, link: ParentLink) -> None:
 
     serving, stop = settings.serving, _stopped(link)
     keep = BundleFolder(settings.shared.bundle).write
-    source = ReloadingSource(serving.store, serving.reload_every, keep=keep, mapped=True)
+    source = ReloadingSource(
+        serving.store, serving.reload_every, keep=keep, mapped=True, stream_store=serving.stream_store
+    )
     with source.polling():
         settings.shared.looked.touch()
         give_way(GIVES_WAY)  # the processes that answer have a core first

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -14,6 +15,10 @@ from common.errors import ServiceError, UsageError
 
 TIMEOUT_SECONDS = 60.0
 KEY_VARIABLE = "ANABRANCH_API_KEY"
+StreamStoreOption = Annotated[
+    Path | None,
+    typer.Option(help="Folder of the store the click learner works in, where it is not --store, as with s3://..."),
+]
 
 
 def recommend(
@@ -25,6 +30,7 @@ def recommend(
     explain: Annotated[bool, typer.Option(help="Say why; the weights add up to the score.")] = False,
     store: Annotated[str, typer.Option(help="Folder of models, or an address: s3://...")] = "anabranch-store",
     version: Annotated[str, typer.Option(help="Model version, or `current`.")] = "current",
+    stream_store: StreamStoreOption = None,
     url: Annotated[
         str | None,
         typer.Option(help="Ask a running service instead of the store; its key is taken from ANABRANCH_API_KEY."),
@@ -43,6 +49,8 @@ def recommend(
         raise UsageError("nothing to recommend for", expected="--user, --query or --history (or several)")
     if url is not None and version != "current":
         raise UsageError("--version together with --url", expected="one of them", mend="a service has one version")
+    if url is not None and stream_store is not None:
+        raise UsageError("--stream-store together with --url", expected="one of them", mend="a service has its own")
     items = [item_id.strip() for item_id in (history or "").split(",") if item_id.strip()]
     asked = {
         "user_id": user,
@@ -53,17 +61,20 @@ def recommend(
         "explain": explain,
     }
     out = Output(as_json=as_json)
-    payload = _from_service(url, asked) if url is not None else _from_store(store, version, device, asked)
+    payload = _from_service(url, asked) if url is not None else _from_store(store, version, stream_store, device, asked)
     out.result(payload, lambda console: _draw(console, payload))
 
 
-def _from_store(store: str, version: str, device: str, asked: Mapping[str, Any]) -> dict[str, Any]:
+def _from_store(
+    store: str, version: str, stream_store: Path | None, device: str, asked: Mapping[str, Any]
+) -> dict[str, Any]:
     from anabranch.recommender import Recommender
     from server.serving.recommend import Question, slate_payload
 
     # checked before anything is read, so a bad value costs no time
     question = Question(**{**asked, "history": tuple(asked["history"])})
-    slate = Recommender.load(store, version=version, device=device).recommend(
+    recommender = Recommender.load(store, version=version, device=device, stream_store=stream_store)
+    slate = recommender.recommend(
         question.user_id, question.history, question.query, question.k, question.exclude_seen, question.explain
     )
     return slate_payload(slate, explain=question.explain)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from anabranch.commands.recommend import StreamStoreOption
 from anabranch.commands.stream_options import TOPIC, ClientOption, SecurityOption, TopicOption, quieten_kafka
 from anabranch.output import Output
 
@@ -46,6 +47,7 @@ BrokerOption = Annotated[
 def serve(
     *,
     store: Annotated[str, typer.Option(help="Folder of models to serve, or an address: s3://...")] = "anabranch-store",
+    stream_store: StreamStoreOption = None,
     host: Annotated[str, typer.Option(help="Address to listen on; other than loopback needs --keys.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65_535, help="Port; 0 takes a free one.")] = 8000,
     reload_every: Annotated[
@@ -93,6 +95,7 @@ def serve(
 
         serving = Serving(
             store=store,
+            stream_store=stream_store,
             reload_every=reload_every,
             limits=limits,
             keys=keys,

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
-from common.errors import ArtifactCorrupt, NoModel, StoreMismatch
+from common.errors import ArtifactCorrupt, NoModel, StoreError, StoreMismatch
 from common.items import Catalogue
 from common.manifests import Manifest
 from common.snapshots import ARRAYS_NAME, MFSnapshot, read_snapshot
@@ -316,6 +316,33 @@ def snapshots_folder(root: Path) -> Path:
     return root / "stream" / "snapshots"
 
 
+def checked_stream_store(stream_store: Path | None) -> Path | None:
+    """Return the folder of the store that the click learner works in, where one is given.
+
+    Raises
+    ------
+    StoreError
+        When it is no folder: what is only mistyped would be served without clicks, and nobody told.
+    """
+    if stream_store is not None and not stream_store.is_dir():
+        raise StoreError(
+            f"no stream store at {stream_store}",
+            expected="the folder that `anabranch stream learn --store` is given",
+            consequence="nothing is served",
+        )
+    return stream_store
+
+
+def served_snapshots(registry: Registry, stream_store: Path | None) -> Path | None:
+    """Return where the snapshots lie that are served with a store's models; None where nobody says.
+
+    `stream_store`: see `checked_stream_store`; None takes the models' own, unless that is remote.
+    """
+    if stream_store is not None:
+        return snapshots_folder(stream_store)
+    return snapshots_folder(registry.root) if registry.is_local else None
+
+
 def snapshot_name(folder: Path) -> str | None:
     """Return the name that the snapshots' pointer file holds, or None when there is none yet."""
     try:
@@ -355,18 +382,18 @@ def load_stream(folder: Path, name: str, catalogue: Catalogue, *, mapped: bool =
     return Stream(manifest, aligned, lies_in=folder / name / ARRAYS_NAME if mapped and aligned is snapshot else None)
 
 
-def load_bundle(registry: Registry, version: str = CURRENT, snapshots: Path | None = None) -> Bundle:
+def load_bundle(registry: Registry, version: str = CURRENT, stream_store: Path | None = None) -> Bundle:
     """Read a model version and the stream's newest snapshot, if there is one.
 
     Parameters
     ----------
     version
         A version or pointer name.
-    snapshots
-        Folder of the snapshots; None takes the store's own, which a remote store has not.
+    stream_store
+        Another store, whose snapshot is read; see `checked_stream_store`.
     """
+    folder = served_snapshots(registry, checked_stream_store(stream_store))
     model = load_model(registry, version)
-    folder = snapshots_folder(registry.root) if snapshots is None and registry.is_local else snapshots
     name = None if folder is None else snapshot_name(folder)
     stream = None if folder is None or name is None else load_stream(folder, name, registry.catalogue)
     return Bundle(ItemTable.of(registry.catalogue), model, stream)

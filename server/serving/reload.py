@@ -15,11 +15,12 @@ from server.serving.bundle import (
     Bundle,
     Model,
     Stream,
+    checked_stream_store,
     load_model,
     load_stream,
     published,
+    served_snapshots,
     snapshot_name,
-    snapshots_folder,
 )
 from server.serving.polling import polled
 from server.serving.tables import ItemTable
@@ -68,8 +69,7 @@ class ReloadingSource:
     Parameters
     ----------
     root
-        The store, a folder or an address; it may still lack a model, or be missing altogether. A remote one has no
-        snapshots of the stream.
+        The store, a folder or an address; it may still lack a model, or be missing altogether.
     every
         Seconds between two looks at the pointers (two small files).
     monotonic
@@ -78,6 +78,14 @@ class ReloadingSource:
         Given each new bundle before it is served; what it returns is served: the same, kept elsewhere.
     mapped
         Whether `keep` copies, so that what it is given may lie in the store's own files.
+    stream_store
+        Folder of another store whose snapshots of the stream are served; None takes the store's own, which a remote one
+        has not.
+
+    Raises
+    ------
+    StoreError
+        When there is no such folder.
     """
 
     def __init__(
@@ -87,9 +95,10 @@ class ReloadingSource:
         monotonic: Callable[[], float] = time.monotonic,
         keep: Callable[[Bundle], Bundle] = lambda bundle: bundle,
         mapped: bool = False,
+        stream_store: Path | None = None,
     ) -> None:
         self._root, self._every, self._monotonic, self._keep = root, every, monotonic, keep
-        self._mapped = mapped
+        self._mapped, self._stream_store = mapped, checked_stream_store(stream_store)
         self._registry: Registry | None = None
         self._items: ItemTable | None = None
         self._bundle: Bundle | None = None
@@ -123,7 +132,7 @@ class ReloadingSource:
             registry = self._opened()
             if registry is None or self._items is None:
                 return False
-            old, folder = self._bundle, snapshots_folder(registry.root) if registry.is_local else None
+            old, folder = self._bundle, served_snapshots(registry, self._stream_store)
             model = self._take(
                 "model",
                 lambda: registry.pointer(CURRENT),

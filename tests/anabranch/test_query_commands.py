@@ -77,6 +77,10 @@ def test_recommend_needs_something_to_go_by(store: Registry) -> None:
         run("recommend", "--query", " ", "--store", "nowhere")
     with pytest.raises(NoModel, match="nowhere is no model store"):
         run("recommend", "--user", "u0", "--store", "nowhere")
+    with pytest.raises(StoreError, match="no stream store at nowhere"):
+        run("recommend", "--user", "u0", "--store", str(store.root), "--stream-store", "nowhere")
+    with pytest.raises(UsageError, match="--stream-store together with --url"):
+        run("recommend", "--user", "u0", "--url", "http://127.0.0.1:9", "--stream-store", "nowhere")
 
 
 def test_recommend_without_a_service(tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def until(done: Callable[..., object], *given: object) -> None:
 
 
 @contextmanager
-def running(store: Path, *more: str) -> Iterator[Service]:
+def running(store: Path | str, *more: str) -> Iterator[Service]:
     options = ["--store", str(store), "--port", "0", "--reload-every", "0.05", "--processes", "2", "--json"]
     parent = subprocess.Popen(
         [sys.executable, "-c", SERVE, *options, *more],

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.errors import ArtifactCorrupt, NoModel, StoreMismatch
+from common.errors import ArtifactCorrupt, NoModel, StoreError, StoreMismatch
 from common.items import Catalogue
 from common.snapshots import MFSnapshot
 from common.store import pack_arrays
@@ -29,10 +29,15 @@ def test_without_a_model(tmp_path: Path) -> None:
 
 
 def test_without_a_snapshot_nobody_is_known(store: Registry, tmp_path: Path) -> None:
-    bundle = load_bundle(store, snapshots=tmp_path / "nothing")
+    bundle = load_bundle(store, stream_store=tmp_path)
     assert bundle.stream is None
     assert not bundle.person("u0").known
     assert not bundle.counts.any()
+
+
+def test_a_mistyped_stream_store_is_told(store: Registry, tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=r"no stream store at .*nothing; expected the folder"):
+        load_bundle(store, stream_store=tmp_path / "nothing")
 
 
 def test_users_have_their_history_and_their_seen_items(bundle: Bundle) -> None:

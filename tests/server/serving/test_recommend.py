@@ -88,7 +88,7 @@ def test_a_query_steers_a_user_and_the_user_settles_the_rest(bundle: Bundle) -> 
 
 
 def test_without_a_stream_text_answers(store: Registry, tmp_path: Path) -> None:
-    bundle = load_bundle(store, snapshots=tmp_path / "nothing")
+    bundle = load_bundle(store, stream_store=tmp_path)
     slate = ask(bundle, Question(user_id="u0", history=("1", "3"), k=5))
     assert not slate.known_user
     assert parities(slate) == {1}
@@ -101,7 +101,7 @@ def test_more_than_there_is(bundle: Bundle) -> None:
 
 
 def test_equal_scores_come_in_catalogue_order(store: Registry, tmp_path: Path) -> None:
-    bundle = load_bundle(store, snapshots=tmp_path / "nothing")
+    bundle = load_bundle(store, stream_store=tmp_path)
     assert [item.item_id for item in ask(bundle, Question(k=4)).items] == ["0", "1", "2", "3"]
 
 

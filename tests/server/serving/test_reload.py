@@ -2,12 +2,13 @@
 
 import logging
 import threading
+import uuid
 from pathlib import Path
 
 import httpx
 import pytest
 
-from common.errors import NoModel
+from common.errors import NoModel, StoreError
 from server.registry import Registry
 from server.serving.app import create_app
 from server.serving.bundle import VECTORS_FILE, load_bundle, snapshots_folder
@@ -15,7 +16,7 @@ from server.serving.query import QueryTexts
 from server.serving.recommend import Question, recommend
 from server.serving.reload import RETRY_SECONDS, ReloadingSource
 from server.serving.run import serve_in_thread
-from tests.server.serving.stores import WordEncoder, board_snapshot, publish, publish_stream
+from tests.server.serving.stores import WordEncoder, board_snapshot, new_store, publish, publish_stream
 
 QUERY = "yellow square under the board"
 Answer = tuple[tuple[str, float], ...]
@@ -109,6 +110,29 @@ def test_a_new_snapshot_is_taken_up_alone(store: Registry) -> None:
     assert source.refresh()
     assert source.bundle().model is model
     assert source.bundle().person("u9").known
+
+
+def test_models_at_an_address_answer_with_the_clicks_of_a_folder(store: Registry) -> None:
+    models = new_store(f"memory://{uuid.uuid4().hex}/models")
+    publish(models, "v000001", seed=1)
+    alone = ReloadingSource(models.address)
+    source = ReloadingSource(models.address, stream_store=store.root)
+    assert alone.refresh()
+    assert source.refresh()
+    assert alone.bundle().stream is None
+    assert source.bundle().person("u1").history.tolist() == load_bundle(store).person("u1").history.tolist()
+    publish_stream(store.root, "s2", board_snapshot(store.catalogue, users=10))
+    assert source.refresh()
+    assert source.bundle().person("u9").known
+    publish(models, "v000002", seed=2)
+    assert source.refresh()
+    assert source.bundle().version == "v000002"
+    assert source.bundle().person("u9").known
+
+
+def test_a_stream_store_is_looked_for_at_once(store: Registry, tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="no stream store"):
+        ReloadingSource(store.root, stream_store=tmp_path / "nothing")
 
 
 def flip(path: Path) -> None:

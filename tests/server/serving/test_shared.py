@@ -133,7 +133,7 @@ def test_a_bundle_is_warmed_before_it_is_served(store: Registry, folder: Path) -
 
 
 def test_a_store_without_a_stream_is_served(tmp_path: Path, folder: Path, store: Registry) -> None:
-    BundleFolder(folder).write(load_bundle(store, snapshots=tmp_path / "nothing"))
+    BundleFolder(folder).write(load_bundle(store, stream_store=tmp_path))
     mapped = map_bundle(folder)
     assert mapped.stream is None
     assert recommend(mapped, Question(k=3), None, "r").items
