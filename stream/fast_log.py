@@ -22,7 +22,8 @@ from confluent_kafka import (
 
 from common.errors import BrokerUnavailable, InvalidSetting, OffsetLost, StreamError
 from stream import topics
-from stream.kafka_log import BATCH_BYTES, FETCH_BYTES, LINGER_MS, POLL_RECORDS, KafkaLog
+from stream.kafka_log import FETCH_BYTES, POLL_RECORDS, KafkaLog
+from stream.kafka_sink import BATCH_BYTES, LINGER_MS
 from stream.source import NO_EPOCH, SESSION_S, Delivery, Headers, Owner, Record, Sink, Source, TopicInfo
 
 _ANSWER_S = 10.0

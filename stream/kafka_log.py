@@ -3,27 +3,25 @@
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from kafka import AsyncConsumerRebalanceListener, KafkaConsumer, KafkaProducer, OffsetAndMetadata, TopicPartition
+from kafka import AsyncConsumerRebalanceListener, KafkaConsumer, OffsetAndMetadata, TopicPartition
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 from kafka.errors import KafkaError, LogTruncationError, OffsetOutOfRangeError
 from kafka.future import Future
 from kafka.partitioner.default import murmur2
-from kafka.producer.future import FutureRecordMetadata
 from kafka.structs import MemberState
 
 from common.errors import BrokerUnavailable, InvalidSetting, OffsetLost, StreamError
 from stream import topics
+from stream.kafka_sink import RECONNECT_MS, KafkaSink, KafkaTransactionalSink
 from stream.security import PLAIN, Security
 from stream.source import (
     NO_EPOCH,
     SESSION_S,
-    Delivery,
-    Headers,
     Owner,
     Record,
     Sink,
@@ -33,21 +31,13 @@ from stream.source import (
 )
 from stream.topics import admin_client, broker_answers, check_bootstrap, describe
 
-LINGER_MS = 20
-BATCH_BYTES = 256 * 1024
 POLL_RECORDS = 5000
 FETCH_BYTES = 4 * 1024 * 1024
 _SMALL_POLLS = {"max_poll_records": 1000, "max_partition_fetch_bytes": 256 * 1024}
 """Of a member of a group: its partitions must get on together, or one is caught up while the others wait."""
-TRANSACTION_MS = 10_000
-"""A transaction whose writer died is undone after this; until then readers wait before it."""
 HEARTBEAT_MS = 1_000
 POLL_WITHIN_MS = 120_000
 """Of a member of a group: one that polls more seldom leaves it; a rebalance waits so long for one that is at work."""
-_RECONNECT_MS = 1000
-"""A broker that comes back is found within this; kafka-python alone waits up to half a minute."""
-
-
 _LOGS_BYTES = ("kafka.net.connection", "kafka.net.transport", "kafka.protocol.parser", "kafka.net.sasl")
 """Loggers of kafka-python that write requests, a password's among them, at level DEBUG."""
 
@@ -107,11 +97,11 @@ class KafkaLog:
 
     def sink(self, name: str) -> Sink:
         """Return a writer."""
-        return KafkaSink(self, name)
+        return KafkaSink(self.servers, self.security, name)
 
     def transactional_sink(self, name: str) -> TransactionalSink:
         """Return a writer whose records are seen together or not at all."""
-        return KafkaTransactionalSink(self, name)
+        return KafkaTransactionalSink(self.servers, self.security, name)
 
 
 class KafkaSource:
@@ -141,7 +131,7 @@ class KafkaSource:
                 allow_auto_create_topics=False,
                 isolation_level="read_committed",
                 metadata_max_age_ms=30_000,
-                reconnect_backoff_max_ms=_RECONNECT_MS,
+                reconnect_backoff_max_ms=RECONNECT_MS,
                 **log.security.kafka_options(),
                 **{**fetching, **more},
             )
@@ -359,102 +349,3 @@ class _Told(AsyncConsumerRebalanceListener):  # type: ignore[misc]  # kafka-pyth
 
 def _numbers(parts: Collection[TopicPartition]) -> list[int]:
     return sorted(int(part.partition) for part in parts)
-
-
-class KafkaDelivery:
-    """What became of one send; see `stream.source.Delivery`."""
-
-    __slots__ = ("_future",)
-
-    def __init__(self, future: FutureRecordMetadata) -> None:
-        self._future = future
-
-    @property
-    def settled(self) -> bool:
-        """Whether the broker has answered."""
-        return bool(self._future.is_done)
-
-    def offset(self, timeout_s: float) -> int:
-        """Return the record's offset."""
-        try:
-            return int(self._future.get(timeout=timeout_s).offset)
-        except KafkaError as error:
-            raise StreamError(f"a record was not acknowledged: {error}") from error
-
-
-class KafkaSink:
-    """Writes records, idempotently; see `stream.source.Sink`.
-
-    Parameters
-    ----------
-    log
-        Where.
-    name
-        What the broker's logs call it.
-    """
-
-    def __init__(self, log: KafkaLog, name: str, **more: Any) -> None:
-        self._log, self._name = log, name
-        with broker_answers(log.servers):
-            self._producer = KafkaProducer(
-                bootstrap_servers=log.servers,
-                bootstrap_timeout_ms=topics.ANSWER_WITHIN_MS,
-                max_block_ms=topics.ANSWER_WITHIN_MS,
-                client_id=name,
-                linger_ms=LINGER_MS,
-                batch_size=BATCH_BYTES,
-                reconnect_backoff_max_ms=_RECONNECT_MS,
-                **log.security.kafka_options(),
-                **more,
-            )
-
-    def send(
-        self, topic: str, value: bytes, *, partition: int, key: bytes | None = None, headers: Headers = ()
-    ) -> Delivery:
-        """Hand over one record."""
-        with broker_answers(self._log.servers):
-            return KafkaDelivery(
-                self._producer.send(topic, value=value, key=key, headers=list(headers), partition=partition)
-            )
-
-    def flush(self, timeout_s: float) -> None:
-        """Wait until every send is settled."""
-        try:
-            self._producer.flush(timeout=timeout_s)
-        except KafkaError as error:
-            raise StreamError(f"records were not acknowledged within {timeout_s:g} s: {error}") from error
-
-    def close(self) -> None:
-        """Close the connection; what is not acknowledged by now may be lost."""
-        self._producer.close(timeout=1)
-
-
-class KafkaTransactionalSink(KafkaSink):
-    """Writes transactions; see `stream.source.TransactionalSink`."""
-
-    def __init__(self, log: KafkaLog, name: str) -> None:
-        super().__init__(log, name, transactional_id=name, transaction_timeout_ms=TRANSACTION_MS)
-        with broker_answers(log.servers):
-            self._producer.init_transactions()
-
-    @contextmanager
-    def transaction(self) -> Iterator[None]:
-        """Send within the block."""
-        try:
-            self._producer.begin_transaction()
-            yield
-            self._producer.commit_transaction()
-        except KafkaError as error:
-            self._undo()
-            raise StreamError(
-                f"a transaction of {self._name} at {self._log.servers} failed: {error!r}",
-                consequence="nothing of it is seen",
-                mend="start again; if another of the same name runs, let it end first",
-            ) from error
-        except BaseException:
-            self._undo()
-            raise
-
-    def _undo(self) -> None:
-        with suppress(KafkaError):  # the broker undoes it by itself after its timeout
-            self._producer.abort_transaction()

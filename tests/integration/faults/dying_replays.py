@@ -10,7 +10,8 @@ import sys
 from typing import Any
 
 from stream import replay
-from stream.kafka_log import KafkaLog, KafkaTransactionalSink
+from stream.kafka_log import KafkaLog
+from stream.kafka_sink import KafkaTransactionalSink
 
 BATCH = 20
 
