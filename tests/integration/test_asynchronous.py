@@ -66,6 +66,7 @@ Simulation(make_dataset(), Path(sys.argv[1]), async_settings(Path(sys.argv[2])),
 """
 
 
+@pytest.mark.slow  # in little: tests/server/test_asynchronous.py, stopped after any version
 def test_a_killed_server_goes_on_to_the_same_adapter_and_never_lowers_epsilon(
     straight: tuple[Path, SimulationResult], tiny_bert: Path, tmp_path: Path
 ) -> None:

@@ -21,6 +21,7 @@ def figures() -> dict[str, object]:
     return told
 
 
+@pytest.mark.slow
 def test_every_row_is_measured_within_its_budget(figures: dict[str, object]) -> None:
     points = figures["points"]
     assert isinstance(points, list)

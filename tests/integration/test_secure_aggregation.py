@@ -80,6 +80,7 @@ def test_a_shared_run_publishes_its_claim_and_charges_every_node(shared: tuple[P
     )
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_adapter_whichever_worker_serves_a_stage(
     shared: tuple[Path, SimulationResult], tiny_bert: Path, tmp_path: Path
 ) -> None:
