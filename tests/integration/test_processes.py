@@ -26,7 +26,7 @@ from tests.server.serving.stores import new_store, publish
 
 SERVE = "import typer; from anabranch.commands.serve import serve; typer.run(serve)"
 ASK, MODEL = "/v1/recommendations", "/v1/model"
-pytestmark = pytest.mark.skipif(os.name != "posix", reason="sockets are handed down")
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="only POSIX hands a socket to other processes")
 
 
 @dataclass

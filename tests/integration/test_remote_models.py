@@ -13,7 +13,7 @@ from tests.server import object_store
 from tests.server.serving.conftest import board_store
 from tests.server.serving.stores import board_snapshot, new_store, publish, publish_stream
 
-pytestmark = pytest.mark.skipif(os.name != "posix", reason="sockets are handed down")
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="only POSIX hands a socket to other processes")
 
 
 def test_every_process_answers_from_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
