@@ -19,6 +19,7 @@ The tree::
     ├── RoundError                   a federated round that cannot go on
     │   └── UpdateRejected           one reply, quarantined
     ├── StoreError                   the folder of models
+    │   ├── StoreUnreachable         it does not answer
     │   ├── StoreMismatch            made by another version, encoder or data set
     │   ├── VersionExists            versions are immutable; another publisher was first
     │   ├── VersionNotFound
@@ -142,6 +143,10 @@ class UpdateRejected(RoundError):
 
 class StoreError(AnabranchError):
     """The folder of models cannot be used."""
+
+
+class StoreUnreachable(StoreError):
+    """A store does not answer; asked again, it may."""
 
 
 class StoreMismatch(StoreError):

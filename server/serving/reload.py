@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from common.errors import AnabranchError, NoModel
+from common.errors import AnabranchError, NoModel, StoreUnreachable
 from server.registry import CURRENT, Registry
 from server.serving.bundle import (
     Bundle,
@@ -187,7 +187,9 @@ class ReloadingSource:
         except (AnabranchError, OSError) as error:
             kept = "nothing is served yet" if held is None else f"{held.manifest.version} stays"
             log.warning("%s %s is not taken up, %s: %s", kind, name, kept, error)
-            self._refused[kind] = _Refused(name or "", self._monotonic())
+            # a store that did not answer says nothing of the version, so the next look asks again
+            if not isinstance(error, StoreUnreachable):
+                self._refused[kind] = _Refused(name or "", self._monotonic())
             return held
         self._refused.pop(kind, None)
         log.info("%s %s is served now", kind, part.manifest.version)

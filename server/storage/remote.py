@@ -25,7 +25,7 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any
 
-from common.errors import AnabranchError, ArtifactCorrupt, StoreError
+from common.errors import AnabranchError, ArtifactCorrupt, StoreError, StoreUnreachable
 from common.manifests import Manifest
 from common.store import MANIFEST_NAME, SEAL_NAME, seal, unseal
 from server.storage.base import POINTERS, VERSIONS, decoded_pointer, encoded_pointer
@@ -278,7 +278,7 @@ class RemoteStorage:
         except (FileNotFoundError, FileExistsError, AnabranchError):
             raise
         except Exception as error:  # each file system has its own errors, which share no base
-            raise StoreError(
+            raise StoreUnreachable(
                 f"{self._address}/{name} cannot be reached: {type(error).__name__}: {error}",
                 expected="a store that answers",
                 mend="check the address, the credentials and the endpoint",

@@ -66,7 +66,8 @@ def running(store: Path | str, *more: str) -> Iterator[Service]:
         yield Service(parent, told["url"], told["processes"])
     finally:
         parent.terminate()
-        parent.communicate(timeout=30)
+        # what it said of itself is shown where a test fails
+        sys.stderr.write(parent.communicate(timeout=30)[1])
 
 
 def name_of(client: httpx.Client) -> str:

@@ -20,7 +20,9 @@ def test_every_process_answers_from_both(tmp_path: Path, monkeypatch: pytest.Mon
     here = board_store(tmp_path / "store")
 
     def answered(client: httpx.Client, user: str) -> dict[str, object]:
-        slate: dict[str, object] = client.post(ASK, json={"user_id": user, "k": 5}).json()
+        reply = client.post(ASK, json={"user_id": user, "k": 5})
+        assert reply.is_success, reply.text
+        slate: dict[str, object] = reply.json()
         return slate
 
     with object_store.running() as environment:

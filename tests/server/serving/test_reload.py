@@ -7,6 +7,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from common.errors import NoModel, StoreError
 from server.registry import Registry
@@ -128,6 +129,28 @@ def test_models_at_an_address_answer_with_the_clicks_of_a_folder(store: Registry
     assert source.refresh()
     assert source.bundle().version == "v000002"
     assert source.bundle().person("u9").known
+
+
+def test_a_store_that_did_not_answer_is_asked_again_at_the_next_look(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    models = new_store(f"memory://{uuid.uuid4().hex}/models")
+    publish(models, "v000001", seed=1)
+    source = ReloadingSource(models.address)
+    answers = MemoryFileSystem.cat_file
+
+    def does_not_answer(self: MemoryFileSystem, path: str, **more: object) -> bytes:
+        if path.endswith(VECTORS_FILE):
+            raise ConnectionResetError("connection reset")
+        whole: bytes = answers(self, path, **more)
+        return whole
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MemoryFileSystem, "cat_file", does_not_answer)
+        assert not source.refresh()
+    assert "connection reset" in caplog.text
+    assert source.refresh()
+    assert source.bundle().version == "v000001"
 
 
 def test_a_stream_store_is_looked_for_at_once(store: Registry, tmp_path: Path) -> None:
