@@ -1,11 +1,13 @@
 """What every test may ask for, and how Hypothesis runs."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.brokers import embedded, impatient, kafka, servers, topic
+from tests.server import object_store
 
 __all__ = ["embedded", "impatient", "kafka", "servers", "topic"]  # fixtures
 
@@ -24,6 +26,16 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("the folder shared/data with real data is not beside the checkout")
     return folder
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[dict[str, str]]:
+    """Give the environment in which s3fs finds a server on loopback.
+
+    One server a session: fsspec keeps the connection that a process made first, whatever the environment says later.
+    """
+    with object_store.running() as environment:
+        yield environment
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,6 @@
 """Storages of every kind, for the laws that all of them keep."""
 
 import uuid
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,13 +23,6 @@ class Place:
 
     def storage(self) -> Storage:
         return storage_at(self.address)
-
-
-@pytest.fixture(scope="session")
-def s3() -> Iterator[dict[str, str]]:
-    """Give the environment in which s3fs finds a server of its own on loopback."""
-    with object_store.running() as environment:
-        yield environment
 
 
 @pytest.fixture(params=KINDS)
