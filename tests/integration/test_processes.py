@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -214,18 +214,20 @@ def test_a_stop_answers_what_is_under_way_and_leaves_nothing(tmp_path: Path, num
             until(is_ready, client)
         body = json.dumps({"user_id": "u0", "k": 2}).encode()
         host, port = service.url.removeprefix("http://").split(":")
-        slow = [socket.create_connection((host, int(port)), timeout=30) for _ in range(6)]
-        for each in slow:
-            head = f"POST {ASK} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-            each.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body[:5])
-        time.sleep(0.5)  # taken up by a process, not in the socket's queue
-        service.parent.send_signal(number)
-        time.sleep(0.2)
-        for each in slow:
-            each.sendall(body[5:])
-        for each in slow:
-            assert each.recv(20).startswith(b"HTTP/1.1 200")
-            each.close()
+        with ExitStack() as stack:
+            slow = [stack.enter_context(socket.create_connection((host, int(port)), timeout=60)) for _ in range(6)]
+            for each in slow:
+                head = f"POST {ASK} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+                each.sendall(f"{head}Expect: 100-continue\r\nContent-Length: {len(body)}\r\n\r\n".encode())
+            for each in slow:  # under way, not in a queue
+                assert each.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
+                each.sendall(body[:5])
+            service.parent.send_signal(number)
+            time.sleep(0.2)
+            for each in slow:
+                each.sendall(body[5:])
+            for each in slow:
+                assert each.recv(20).startswith(b"HTTP/1.1 200")
         said = service.parent.communicate(timeout=30)[1]
         assert service.parent.returncode == 0
         assert "stopped" in said
