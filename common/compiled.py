@@ -43,12 +43,12 @@ def _kept(function: F, **options: Any) -> F:
     # division by zero gives infinity, as numpy's does
     made: Any = numba.njit(error_model="numpy", **options)(function)
     with suppress(RuntimeError):  # no folder may be written to, so each process compiles for itself
-        made._cache = _KeptCode(made)  # noqa: SLF001  numba has no other place for it
+        made._cache = _KeptCode(made)  # noqa: SLF001  numba's one place for a cache, with no public way to it
     kept: F = made
     return kept
 
 
-class _KeptCode(FunctionCache):  # type: ignore[misc]  # numba has no types
+class _KeptCode(FunctionCache):  # type: ignore[misc]  # numba has no types, so to mypy its class is Any
     """Finds the machine code of one function.
 
     Raises
@@ -66,7 +66,7 @@ class _KeptCode(FunctionCache):  # type: ignore[misc]  # numba has no types
         self._cache_file = KeptFiles(locator.get_cache_path(), self._impl.filename_base, made)
 
 
-class KeptFiles(IndexDataCacheFile):  # type: ignore[misc]  # numba has no types
+class KeptFiles(IndexDataCacheFile):  # type: ignore[misc]  # numba has no types, so to mypy its class is Any
     """One file for each signature of a function; takes the place of numba's index and numbered files.
 
     Parameters
